@@ -1,0 +1,120 @@
+"""What every notebook needs to begin: folders, seeds, quiet logs, and the figures of the full runs."""
+
+import inspect
+import json
+import os
+import random
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+SCALES = ("classroom", "full")
+
+SETUP_CELL = """\
+try:
+    import fag_utils
+except ImportError:  # on Colab: fetch the helper package, leave everything Colab has as it is
+    %pip install -q "fag-utils @ git+{repository}"
+    import fag_utils
+run = fag_utils.course.begin(scale)"""
+
+
+class Run:
+    """One run of a notebook: at which scale, with which folders.
+
+    Attributes
+    ----------
+    scale : "classroom" or "full"
+    full : bool
+    data : Path, the folder that holds the data sets of this scale
+    work : Path, a scratch folder that outlives the run: tables, crops, checkpoints
+    """
+
+    def __init__(self, scale):
+        if scale not in SCALES:
+            raise ValueError(f"scale must be one of {SCALES}, got {scale!r}")
+        self.scale = scale
+        self.full = scale == "full"
+        self._root = _repository()
+        base = Path(os.environ.get("FAG_WORK") or (self._root or Path.cwd()) / "build" / "work")
+        self.work = base / scale
+        self.work.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def data(self):
+        """The folder with the sets: made from a seed at classroom scale, the real one at full scale."""
+        from fag_utils import datasets
+
+        if self.full:
+            return datasets.data_dir()
+        return datasets.classroom.ensure(self.work / "data")
+
+    def save(self, name, figures):
+        """Write a dict or DataFrame to data/results/NAME.json or .csv; full scale only.
+
+        Returns the path, or None at classroom scale: its figures are never kept as results.
+        """
+        if not self.full:
+            return None
+        folder = (self._root or Path.cwd()) / "data" / "results"
+        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(figures, pd.DataFrame):
+            path = folder / f"{name}.csv"
+            figures.to_csv(path, index=False, float_format="%.6g")
+        else:
+            path = folder / f"{name}.json"
+            path.write_text(json.dumps(figures, indent=2, default=_plain) + "\n", encoding="utf-8")
+        return path
+
+    def published(self, name):
+        """The figures a full run wrote under this name (dict or DataFrame), or None."""
+        return published(name)
+
+
+def begin(scale="classroom"):
+    """Start a notebook: quiet the libraries' logs, seed NumPy and Python, return its Run."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+    random.seed(0)
+    np.random.seed(0)
+    return Run(scale)
+
+
+def published(name):
+    """The figures of a full run: data/results/NAME.json as a dict, or .csv as a DataFrame; else None."""
+    root = _repository()
+    folders = ([root / "data" / "results"] if root else []) + [Path(__file__).parent / "results"]
+    for folder in folders:
+        if (folder / f"{name}.json").is_file():
+            return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        if (folder / f"{name}.csv").is_file():
+            return pd.read_csv(folder / f"{name}.csv")
+    return None
+
+
+def show_source(*things):
+    """Display the source of functions or classes of the package: what is read is what runs."""
+    from IPython.display import Code, display
+
+    for thing in things:
+        display(Code(inspect.getsource(thing), language="python"))
+
+
+def _repository():
+    """The root of the checkout, or None when the package is installed without one."""
+    root = Path(__file__).resolve().parent.parent
+    return root if (root / "notebooks").is_dir() and (root / "pyproject.toml").is_file() else None
+
+
+def _plain(value):
+    """NumPy values as JSON knows them."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return value.name
+    raise TypeError(f"can't write a {type(value).__name__} to JSON")

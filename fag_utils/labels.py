@@ -1,0 +1,88 @@
+"""The one place for ages, age groups and gender codes.
+
+The network tells 48 ages apart, 18 to 65. Class 0 is age 18, class 47 is age 65.
+"""
+
+import numpy as np
+
+MIN_AGE, MAX_AGE = 18, 65
+AGES = np.arange(MIN_AGE, MAX_AGE + 1)
+N_AGES = len(AGES)
+
+# Sixteen groups of three years: the unit of a balanced batch.
+AGE_GROUPS = [(low, low + 2) for low in range(MIN_AGE, MAX_AGE + 1, 3)]
+
+# Five broad groups, in which errors are reported.
+REPORT_GROUPS = [(18, 25), (26, 35), (36, 45), (46, 55), (56, 65)]
+
+# Eidinger, Enbar, Hassner (2014), "Age and Gender Estimation of Unfiltered Faces".
+ADIENCE_GROUPS = [(0, 2), (4, 6), (8, 13), (15, 20), (25, 32), (38, 43), (48, 53), (60, 100)]
+
+FEMALE, MALE = 0, 1
+GENDERS = ["female", "male"]
+
+
+def age_to_class(age):
+    """Class 0..47 of an age 18..65 in years. Scalar or array; ValueError outside 18..65."""
+    age = np.asarray(age)
+    if age.size and not np.all((age >= MIN_AGE) & (age <= MAX_AGE)):
+        raise ValueError(f"ages must lie in {MIN_AGE}..{MAX_AGE} years, got {age.min()}..{age.max()}")
+    return (np.floor(age) - MIN_AGE).astype("int64")
+
+
+def class_to_age(age_class):
+    """Age in years of a class 0..47. Scalar or array; ValueError outside 0..47."""
+    age_class = np.asarray(age_class)
+    if age_class.size and not np.all((age_class >= 0) & (age_class < N_AGES)):
+        raise ValueError(f"age classes must lie in 0..{N_AGES - 1}")
+    return age_class.astype("int64") + MIN_AGE
+
+
+def _group(age, groups):
+    """Index of the group (low, high), both included, that holds each age; -1 where none does."""
+    age = np.floor(np.asarray(age, dtype="float64"))
+    index = np.full(age.shape, -1, dtype="int64")
+    for i, (low, high) in enumerate(groups):
+        index[(age >= low) & (age <= high)] = i
+    return index
+
+
+def age_group(age):
+    """Index 0..15 of the three-year group of each age in years; -1 outside 18..65."""
+    return _group(age, AGE_GROUPS)
+
+
+def report_group(age):
+    """Index 0..4 of the reporting group of each age in years; -1 outside 18..65."""
+    return _group(age, REPORT_GROUPS)
+
+
+def adience_group(age, nearest=False):
+    """Index 0..7 of the Adience group of each age in years.
+
+    The published groups leave gaps (3, 7, 14, 21 to 24, ...): there the answer is -1,
+    or with `nearest=True` the group whose edge is closest (the younger one in a tie).
+    """
+    index = _group(age, ADIENCE_GROUPS)
+    if nearest:
+        age = np.floor(np.asarray(age, dtype="float64"))
+        low, high = np.array(ADIENCE_GROUPS, dtype="float64").T
+        distance = np.maximum(low - age[..., None], age[..., None] - high)
+        index = np.where(index < 0, distance.argmin(axis=-1), index)
+    return index
+
+
+def group_name(group):
+    """(18, 20) -> '18-20'."""
+    return f"{group[0]}-{group[1]}"
+
+
+def expected_age(probabilities):
+    """Mean age in years of distributions over the 48 ages, shape (..., 48) -> (...).
+
+    Rothe, Timofte, Van Gool (2015), "DEX: Deep EXpectation of apparent age from a single image".
+    """
+    probabilities = np.asarray(probabilities, dtype="float64")
+    if probabilities.shape[-1] != N_AGES:
+        raise ValueError(f"expected {N_AGES} probabilities, got {probabilities.shape[-1]}")
+    return probabilities @ AGES
