@@ -1,0 +1,231 @@
+"""MobileFaceNet, built from the published table, and its age and gender heads.
+
+Chen, Liu, Gao, Han (2018), "MobileFaceNets: Efficient CNNs for Accurate Real-Time Face Verification
+on Mobile Devices", Table 1. Keras only, no TensorFlow call: any backend of Keras 3 trains these networks,
+and a saved .keras file loads without custom objects.
+"""
+
+from typing import NamedTuple
+
+import keras
+import numpy as np
+import pandas as pd
+from keras import layers
+
+from fag_utils.labels import N_AGES
+
+
+class Row(NamedTuple):
+    """A row of the published table: operator, expansion t, channels c, repeats n, first stride s."""
+
+    operator: str
+    t: int | None
+    c: int
+    n: int
+    s: int
+
+
+def _published(gdconv):
+    return [
+        Row("conv3x3", None, 64, 1, 2),
+        Row("depthwise conv3x3", None, 64, 1, 1),
+        Row("bottleneck", 2, 64, 5, 2),
+        Row("bottleneck", 4, 128, 1, 2),
+        Row("bottleneck", 2, 128, 6, 1),
+        Row("bottleneck", 4, 128, 1, 2),
+        Row("bottleneck", 2, 128, 2, 1),
+        Row("conv1x1", None, 512, 1, 1),
+        Row(f"linear {gdconv}", None, 512, 1, 1),
+        Row("linear conv1x1", None, 128, 1, 1),
+    ]
+
+
+# The two published networks, by input size. GDConv covers whatever map is left: 7x7 of 112, 4x4 of 62 pixels.
+TABLES = {112: _published("GDConv7x7"), 62: _published("GDConv4x4")}
+
+# What the authors report: 112 at width 1.0 in the paper above, 62 at width 0.75 by the author of the
+# age and gender recipe, for recipe="reference" below; of its 0.074 GFLOPs, a multiply-add is two.
+PUBLISHED = {
+    (112, 1.0): {"parameters": 0.99e6, "multiply_adds": 221e6},
+    (62, 0.75): {"parameters": 0.531e6, "multiply_adds": 0.074e9 / 2},
+}
+
+RECIPES = ("paper", "reference")
+
+# The running mean and variance follow 0.9 of their last value, not Keras' 0.99: the latter needs about
+# 500 steps until they have forgotten their start, more than a short run has, and then validation is nonsense.
+BATCH_NORM_MOMENTUM = 0.9
+
+
+def normalise(x, name, linear=False):
+    """Batch norm, and unless `linear` a PReLU with one slope for each channel, shared over space."""
+    x = layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, name=f"{name}_norm")(x)
+    if linear:
+        return x
+    return layers.PReLU(
+        alpha_initializer=keras.initializers.Constant(0.25), shared_axes=[1, 2], name=f"{name}_prelu"
+    )(x)
+
+
+def convolution(x, channels, kernel, strides, name):
+    """An ordinary convolution without bias: the batch norm that follows has one."""
+    return layers.Conv2D(
+        channels, kernel, strides, padding="same", use_bias=False, kernel_initializer="he_normal", name=name
+    )(x)
+
+
+def depthwise(x, kernel, strides, name, padding="same"):
+    """One kernel for each channel: no sum over channels."""
+    # He initialisation by fan_out, k * k: for Keras, fan_in counts all channels, of which a kernel sees one.
+    he_normal = keras.initializers.VarianceScaling(2.0, mode="fan_out")
+    return layers.DepthwiseConv2D(
+        kernel, strides, padding=padding, use_bias=False, depthwise_initializer=he_normal, name=name
+    )(x)
+
+
+def bottleneck(x, expanded_channels, output_channels, strides, name):
+    """Widen with a 1x1 convolution, look around with a depthwise 3x3, narrow with a linear 1x1.
+
+    (n, h, w, c) -> (n, h / strides, w / strides, output_channels). The input is added to the output
+    wherever the two have the same shape (Sandler et al. 2018, "MobileNetV2").
+    """
+    y = convolution(x, expanded_channels, 1, 1, f"{name}_expand")
+    y = normalise(y, f"{name}_expand")
+    y = depthwise(y, 3, strides, f"{name}_depthwise")
+    y = normalise(y, f"{name}_depthwise")
+    y = convolution(y, output_channels, 1, 1, f"{name}_project")
+    y = normalise(y, f"{name}_project", linear=True)
+    if strides == 1 and x.shape[-1] == output_channels:
+        y = layers.Add(name=f"{name}_add")([x, y])
+    return y
+
+
+def global_depthwise(x, name):
+    """GDConv: one kernel for each channel, as large as the map. (n, h, w, c) -> (n, 1, 1, c).
+
+    Average pooling with a weight for every place, learned for each channel.
+    """
+    x = depthwise(x, x.shape[1:3], 1, f"{name}_gdconv", padding="valid")
+    return normalise(x, f"{name}_gdconv", linear=True)
+
+
+def mobilefacenet(size=112, width=1.0, recipe="paper"):
+    """The backbone: pictures (n, size, size, 3), RGB 0..255 -> embedding (n, 128), float32.
+
+    Parameters
+    ----------
+    size : side of the pictures in pixels, at least 32; the published sizes are 112 and 62.
+    width : what the channels of the first seven rows are multiplied with. 512 and 128 stay as they are.
+    recipe : "paper" builds the published table as it stands. "reference" builds what the age and gender
+        recipe with 0.531 M parameters means by it: the expanded channels of a bottleneck are multiplied
+        with `width` once more, and the second row's depthwise convolution is followed by a 1x1 convolution.
+
+    Raises ValueError for a size, width or recipe it can't build.
+    """
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe must be one of {RECIPES}, got {recipe!r}")
+    if int(size) != size or size < 32:
+        raise ValueError(f"size must be a whole number of pixels, 32 or more, got {size}")
+    if not 0.125 <= width <= 4:
+        raise ValueError(f"width must lie in 0.125..4 (published: 1.0 and 0.75), got {width}")
+    reference = recipe == "reference"
+    picture = keras.Input((int(size), int(size), 3), name="picture")
+    x = layers.Rescaling(1 / 128, offset=-127.5 / 128, name="rescale")(picture)
+    for number, (operator, t, c, n, s) in enumerate(TABLES.get(size, TABLES[112]), start=1):
+        for block in range(n):
+            name = f"row{number}" if n == 1 else f"row{number}_{block + 1}"
+            strides = s if block == 0 else 1
+            if operator == "conv3x3":
+                x = normalise(convolution(x, int(c * width), 3, strides, f"{name}_conv"), name)
+            elif operator == "depthwise conv3x3":
+                x = depthwise(x, 3, strides, f"{name}_depthwise")
+                if reference:
+                    x = convolution(x, int(c * width), 1, 1, f"{name}_conv")
+                x = normalise(x, name)
+            elif operator == "bottleneck":
+                expanded = int(x.shape[-1] * t * (width if reference else 1))
+                x = bottleneck(x, expanded, int(c * width), strides, name)
+            elif "GDConv" in operator:
+                x = global_depthwise(x, name)
+            else:  # conv1x1 and linear conv1x1
+                x = convolution(x, c, 1, strides, f"{name}_conv")
+                x = normalise(x, name, linear="linear" in operator)
+    embedding = layers.Flatten(name="embedding")(x)
+    return keras.Model(picture, embedding, name=f"mobilefacenet_{round(100 * width):03d}_{size}")
+
+
+def _head(embedding, name, classes, dropout):
+    x = layers.Dropout(dropout, name=f"{name}_dropout")(embedding)
+    # float32 also where the rest of the network computes in float16: probabilities need the digits.
+    return layers.Dense(classes, activation="softmax", dtype="float32", name=name)(x)
+
+
+def age_gender(backbone, dropout=0.2):
+    """Both heads on a backbone's output: a Model with outputs {"age": (n, 48), "gender": (n, 2)}, softmax.
+
+    Gender's index 1 is male. The backbone's layers are shared, not copied.
+    """
+    outputs = {
+        "age": _head(backbone.output, "age", N_AGES, dropout),
+        "gender": _head(backbone.output, "gender", 2, dropout),
+    }
+    return keras.Model(backbone.input, outputs, name=f"{backbone.name}_age_gender")
+
+
+def gender_classifier(backbone, dropout=0.2):
+    """The network of the pre-training: output {"gender": (n, 2)}, softmax, index 1 is male."""
+    outputs = {"gender": _head(backbone.output, "gender", 2, dropout)}
+    return keras.Model(backbone.input, outputs, name=f"{backbone.name}_gender")
+
+
+def add_age_branch(gender_model, dropout=0.2):
+    """An age head beside the gender head of a pre-trained `gender_classifier`.
+
+    Returns a Model like `age_gender`'s. It shares all layers with `gender_model`: what was learned stays.
+    """
+    if "gender" not in gender_model.output_names or "age" in gender_model.output_names:
+        raise ValueError('add_age_branch needs a model with the output "gender" only: see gender_classifier')
+    embedding = gender_model.get_layer("gender_dropout").input
+    outputs = {"age": _head(embedding, "age", N_AGES, dropout), "gender": gender_model.output["gender"]}
+    name = gender_model.name.removesuffix("_gender") + "_age_gender"
+    return keras.Model(gender_model.input, outputs, name=name)
+
+
+def multiply_adds(layer):
+    """Multiply-adds of one layer for one picture: each weight of a kernel works at every output position.
+
+    Convolutions and dense layers only, as in the publications: batch norm melts into the convolution
+    before it, PReLU and the additions are little beside them.
+    """
+    if not isinstance(layer, (layers.Conv2D, layers.DepthwiseConv2D, layers.Dense)):
+        return 0
+    positions = np.prod(layer.output.shape[1:-1], dtype="int64")
+    return int(np.prod(layer.kernel.shape) * positions)
+
+
+def count(model):
+    """What a built model costs: dict of `parameters` (all), `trainable`, and `multiply_adds` a picture."""
+    return {
+        "parameters": model.count_params(),
+        "trainable": int(sum(np.prod(w.shape) for w in model.trainable_weights)),
+        "multiply_adds": sum(multiply_adds(layer) for layer in model.layers),
+    }
+
+
+def layer_table(size=112, width=1.0, recipe="paper"):
+    """The published table beside what it costs, measured on the built network.
+
+    DataFrame, one row a row of the table: operator, t, c, n, s as published; output (height, width and
+    channels), parameters and multiply_adds counted layer by layer.
+    """
+    model = mobilefacenet(size, width, recipe)
+    rows = []
+    for number, row in enumerate(TABLES.get(size, TABLES[112]), start=1):
+        mine = [layer for layer in model.layers if layer.name.split("_")[0] == f"row{number}"]
+        rows.append({
+            **row._asdict(),
+            "output": " x ".join(str(side) for side in mine[-1].output.shape[1:]),
+            "parameters": sum(layer.count_params() for layer in mine),
+            "multiply_adds": sum(multiply_adds(layer) for layer in mine),
+        })
+    return pd.DataFrame(rows).astype({"t": "Int64"})
