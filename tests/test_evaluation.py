@@ -1,0 +1,458 @@
+"""Every figure against a case counted by hand, against scikit-learn, and against what always holds."""
+
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from sklearn import metrics
+from sklearn.calibration import calibration_curve
+
+from fag_utils import evaluation, labels
+
+NAN = np.nan
+
+
+def random_people(n=400, seed=0):
+    random = np.random.default_rng(seed)
+    age = random.integers(18, 66, n).astype(float)
+    male = random.integers(0, 2, n).astype(float)
+    predicted = np.clip(age + random.normal(1, 6, n), 18, 65)
+    truth = pd.DataFrame({"age": age, "male": male, "identity": [f"p{i // 2}" for i in range(n)]})
+    answers = pd.DataFrame({"age": predicted, "age_low": predicted - 7, "age_high": predicted + 7,
+                            "male_probability": np.clip(male + random.normal(0, 0.35, n), 0, 1)})
+    return truth, answers
+
+
+# Gender
+
+def test_gender_report_counted_by_hand():
+    # Men: 3, of whom 2 are called men; 3 are called men in all. Women: 3, 2 called women of 3.
+    report = evaluation.gender_report([1, 1, 1, 0, 0, 0, NAN, 1], [0.9, 0.5, 0.2, 0.1, 0.3, 0.8, 0.7, NAN])
+    assert report["male"] == {"recall": 2 / 3, "precision": 2 / 3, "f1": 2 / 3, "count": 3}
+    assert report["female"] == {"recall": 2 / 3, "precision": 2 / 3, "f1": 2 / 3, "count": 3}
+    assert report["accuracy"] == pytest.approx(4 / 6)
+    assert (report["count"], report["without_label"], report["without_prediction"]) == (6, 1, 1)
+
+
+def test_gender_report_agrees_with_scikit_learn():
+    truth, answers = random_people()
+    report = evaluation.gender_report(truth["male"], answers["male_probability"])
+    called = answers["male_probability"] >= 0.5
+    precision, recall, f1, support = metrics.precision_recall_fscore_support(truth["male"], called)
+    for gender, code in [("female", labels.FEMALE), ("male", labels.MALE)]:
+        mine = report[gender]
+        assert mine["precision"] == pytest.approx(precision[code])
+        assert mine["recall"] == pytest.approx(recall[code])
+        assert mine["f1"] == pytest.approx(f1[code])
+        assert mine["count"] == support[code]
+    assert report["accuracy"] == pytest.approx(metrics.accuracy_score(truth["male"], called))
+
+
+person = st.tuples(st.integers(0, 1), st.floats(0, 1).filter(lambda p: p != 0.5))
+people = st.lists(person, min_size=1, max_size=40)
+
+
+@given(people)
+def test_swapping_the_genders_swaps_the_rows(cases):
+    male, probability = np.array(cases).T
+    one = evaluation.gender_report(male, probability)
+    # Which side of 0.5 an answer is on must survive 1 - p: tiny probabilities are kept as they are.
+    other = evaluation.gender_report(1 - male, np.where(probability > 0.5, 0.0, 1.0))
+    np.testing.assert_equal(one["male"], other["female"])
+    np.testing.assert_equal(one["female"], other["male"])
+    assert one["accuracy"] == other["accuracy"]
+
+
+@given(people)
+def test_perfect_answers_are_perfect(cases):
+    male = np.array(cases)[:, 0]
+    report = evaluation.gender_report(male, male)
+    assert report["accuracy"] == 1
+    for gender, code in [("female", 0), ("male", 1)]:
+        wanted = 1 if np.any(male == code) else NAN  # no one to find: no figure
+        np.testing.assert_equal(report[gender]["recall"], wanted)
+        np.testing.assert_equal(report[gender]["f1"], wanted)
+
+
+def test_gender_table_has_the_published_layout():
+    truth, answers = random_people()
+    report = evaluation.report(truth, answers, n=50)["gender"]
+    table = evaluation.gender_table({"A": report, "B": report})
+    assert list(table["set"]) == ["A", "A", "B", "B"]
+    assert list(table["gender"]) == ["male", "female"] * 2
+    assert ((table["f1_low"] <= table["f1"]) & (table["f1"] <= table["f1_high"])).all()
+    assert table["pictures"][:2].sum() == len(truth)
+
+
+def test_reliability_agrees_with_scikit_learn():
+    truth, answers = random_people()
+    table = evaluation.reliability(truth["male"], answers["male_probability"])
+    share, mean = calibration_curve(truth["male"], answers["male_probability"], n_bins=10)
+    filled = table[table["count"] > 0]
+    np.testing.assert_allclose(filled["male"], share)
+    np.testing.assert_allclose(filled["probability"], mean)
+    assert table["count"].sum() == len(truth)
+
+
+def test_calibration_error_counted_by_hand():
+    # Bin 0.9..1: two answers of 0.9, one is right: |0.9 - 0.5| = 0.4. Bin 0.2..0.3: two of 0.2, none: 0.2.
+    assert evaluation.expected_calibration_error([1, 0, 0, 0], [0.9, 0.9, 0.2, 0.2]) == pytest.approx(0.3)
+    assert evaluation.expected_calibration_error([1, 0], [1.0, 0.0]) == 0
+    assert np.isnan(evaluation.expected_calibration_error([NAN], [0.3]))
+
+
+# Age
+
+def test_age_report_counted_by_hand():
+    age = [20, 22, 40, 70, NAN, 60]
+    report = evaluation.age_report(age, [23, 21, 50, 60, 30, NAN])
+    assert report["mae"] == pytest.approx((3 + 1 + 10) / 3)
+    assert report["bias"] == pytest.approx((3 - 1 + 10) / 3)
+    assert report["groups"]["18-25"] == {"mae": 2, "bias": 1, "count": 2}
+    assert report["groups"]["36-45"] == {"mae": 10, "bias": 10, "count": 1}
+    assert report["mae_of_groups"] == pytest.approx((2 + 10) / 2)
+    assert (report["within_3"], report["within_5"], report["within_10"]) == (2 / 3, 2 / 3, 1)
+    assert report["count"] == 3
+    assert (report["without_label"], report["outside_range"], report["without_prediction"]) == (1, 1, 1)
+
+
+def test_age_report_agrees_with_scikit_learn():
+    truth, answers = random_people()
+    report = evaluation.age_report(truth["age"], answers["age"])
+    assert report["mae"] == pytest.approx(metrics.mean_absolute_error(truth["age"], answers["age"]))
+    groups = labels.report_group(truth["age"])
+    means = [(answers["age"] - truth["age"])[groups == i].abs().mean() for i in range(5)]
+    assert report["mae_of_groups"] == pytest.approx(np.mean(means))
+
+
+ages = st.lists(st.tuples(st.integers(18, 65), st.floats(18, 65)), min_size=1, max_size=40)
+
+
+@given(ages, st.randoms(use_true_random=False))
+def test_mae_does_not_mind_order_and_repetition(cases, random):
+    age, predicted = np.array(cases, dtype=float).T
+    mae = evaluation.age_report(age, predicted)["mae"]
+    shuffled = cases.copy()
+    random.shuffle(shuffled)
+    again = np.array(shuffled * 3, dtype=float).T
+    assert evaluation.age_report(*again)["mae"] == pytest.approx(mae)
+
+
+@given(ages)
+def test_mae_sees_too_old_and_too_young_alike(cases):
+    age, predicted = np.array(cases, dtype=float).T
+    report, mirror = evaluation.age_report(age, predicted), evaluation.age_report(age, 2 * age - predicted)
+    assert mirror["mae"] == pytest.approx(report["mae"], abs=1e-9)
+    assert mirror["bias"] == pytest.approx(-report["bias"], abs=1e-9)
+    assert report["mae"] >= abs(report["bias"]) - 1e-9
+    assert evaluation.age_report(age, age)["mae"] == 0
+
+
+@given(ages)
+def test_mae_is_the_weighted_mean_of_the_curve(cases):
+    age, predicted = np.array(cases, dtype=float).T
+    curve = evaluation.mae_by_age(age, predicted, n=5)
+    assert list(curve["age"]) == list(range(18, 66))
+    assert curve["count"].sum() == len(age)
+    weighted = np.nansum(curve["mae"] * curve["count"]) / len(age)
+    assert weighted == pytest.approx(evaluation.age_report(age, predicted)["mae"], abs=1e-9)
+
+
+def test_mae_by_age_knows_what_it_does_not_know():
+    curve = evaluation.mae_by_age([18, 18, 18, 30], [20, 18, 19, 33]).set_index("age")
+    assert curve.loc[18, "mae"] == 1 and 0 <= curve.loc[18, "low"] < 1 < curve.loc[18, "high"] <= 2
+    assert curve.loc[30, "mae"] == 3 and np.isnan(curve.loc[30, "low"])
+    assert curve.loc[40, "count"] == 0 and np.isnan(curve.loc[40, "mae"])
+
+
+def test_group_accuracy_counted_by_hand():
+    # Groups: 25-32 called 25-32 (right), 38-43 called 48-53 (one off), 60-100 called 25-32 (three off);
+    # 22 years are in a gap of Adience, NaN is no label.
+    report = evaluation.group_accuracy([30, 40, 61, 22, NAN], [26, 49.6, 30, 30, 30])
+    assert report["exact"] == pytest.approx(1 / 3) and report["one_off"] == pytest.approx(2 / 3)
+    assert (report["count"], report["without_group"], report["without_label"]) == (3, 1, 1)
+    matrix = np.array(report["confusion"])
+    names = report["groups"]
+    assert matrix[names.index("60-100"), names.index("25-32")] == 1 and matrix.sum() == 3
+
+
+def test_a_prediction_in_a_gap_goes_to_the_nearest_group():
+    for predicted, group in [(33, "25-32"), (36.4, "38-43"), (35, "25-32"), (22, "15-20"), (23, "25-32")]:
+        report = evaluation.group_accuracy([30], [predicted])
+        column = np.array(report["confusion"]).sum(axis=0).argmax()
+        assert report["groups"][column] == group, predicted
+
+
+def test_predicted_ages_are_rounded_to_years():
+    assert evaluation.group_accuracy([21], [20.6], labels.AGE_GROUPS)["exact"] == 1
+    assert evaluation.group_accuracy([21], [20.4], labels.AGE_GROUPS)["exact"] == 0
+
+
+def test_group_accuracy_agrees_with_scikit_learn():
+    truth, answers = random_people()
+    report = evaluation.group_accuracy(truth["age"], answers["age"], labels.AGE_GROUPS)
+    one, other = labels.age_group(truth["age"]), labels.age_group(np.floor(answers["age"] + 0.5))
+    assert report["exact"] == pytest.approx(metrics.accuracy_score(one, other))
+    np.testing.assert_array_equal(report["confusion"], metrics.confusion_matrix(one, other, labels=range(16)))
+
+
+def test_coverage_counted_by_hand():
+    report = evaluation.coverage([20, 30, 40, 80, NAN], [18, 31, 40, 70, 20], [22, 35, 46, 90, 30])
+    assert report["coverage"] == pytest.approx(2 / 3) and report["count"] == 3
+    assert report["width"] == pytest.approx((4 + 4 + 6) / 3)
+    assert report["groups"]["26-35"]["coverage"] == 0 and report["groups"]["36-45"]["coverage"] == 1
+    assert np.isnan(report["groups"]["56-65"]["coverage"])
+
+
+# Intervals
+
+def test_bootstrap_of_a_mean_is_as_wide_as_theory_says():
+    values = np.random.default_rng(1).normal(5, 2, 400)
+    low, high = evaluation.bootstrap(np.mean, values)
+    expected = 1.96 * values.std() / np.sqrt(len(values))
+    assert low == pytest.approx(values.mean() - expected, abs=0.03)
+    assert high == pytest.approx(values.mean() + expected, abs=0.03)
+    assert evaluation.bootstrap(np.mean, values) == (low, high)  # the same seed, the same interval
+
+
+def test_bootstrap_draws_people_not_pictures():
+    # Ten pictures of each person say the same: they are worth one. The interval must be about sqrt(10) wider.
+    values = np.repeat(np.random.default_rng(1).normal(0, 1, 60), 10)
+    person = np.repeat(np.arange(60), 10)
+    pictures, whole = (evaluation.bootstrap(np.mean, values, groups=g) for g in (None, person))
+    ratio = (whole[1] - whole[0]) / (pictures[1] - pictures[0])
+    assert ratio == pytest.approx(np.sqrt(10), rel=0.15)
+
+
+def test_bootstrap_with_nobody_known_is_that_of_pictures():
+    values = np.arange(50.0)
+    assert evaluation.bootstrap(np.mean, values, groups=[None] * 50) == evaluation.bootstrap(np.mean, values)
+
+
+def test_bootstrap_of_a_dict_and_of_nothing():
+    result = evaluation.bootstrap(lambda x: {"mean": x.mean(), "none": NAN}, np.array([1.0, 3.0]))
+    assert result["mean"] == (1, 3)
+    assert np.isnan(result["none"]).all()
+    assert np.isnan(evaluation.bootstrap(np.mean, np.array([]))).all()
+
+
+# All together
+
+def test_report_is_json_and_complete():
+    truth, answers = random_people()
+    truth.loc[3, "age"] = NAN
+    answers.loc[5] = NAN
+    report = evaluation.report(truth, answers, n=30)
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert report["pictures"] == 400 and report["unanswered"] == 1
+    assert report["age"]["count"] == 398 and report["gender"]["count"] == 399
+    low, high = report["age"]["intervals"]["mae"]
+    assert low < report["age"]["mae"] < high
+    assert [row["male"] for row in report["by_gender"]] == [0, 1]
+
+
+def test_report_without_any_age_label():
+    truth, answers = random_people(30)
+    report = evaluation.report(truth[["male"]], answers, n=10)
+    assert report["age"]["mae"] is None and report["age"]["without_label"] == 30
+    assert report["gender"]["count"] == 30
+
+
+def test_by_gives_each_value_its_figures():
+    truth, answers = random_people(60)
+    truth["race"] = ["a", "b", None] * 20
+    table = evaluation.join(truth, answers)
+    result = evaluation.by(table, "race", n=50).set_index("race")
+    part = table[table["race"] == "b"]
+    assert list(result.index) == ["a", "b", "not known"]
+    assert result.loc["b", "mae"] == pytest.approx((part["predicted_age"] - part["age"]).abs().mean())
+    right = (part["male_probability"] >= 0.5) == (part["male"] == 1)
+    assert result.loc["b", "accuracy"] == pytest.approx(right.mean())
+    with pytest.raises(ValueError, match="no column 'country'"):
+        evaluation.by(table, "country")
+
+
+def test_worst_is_sorted_and_names_no_picture():
+    truth, answers = random_people(50)
+    truth["path"] = [f"somebody_{i}.jpg" for i in range(50)]
+    table = evaluation.join(truth, answers)
+    worst = evaluation.worst(table, 5)
+    assert "path" not in worst and len(worst) == 5
+    errors = (table["predicted_age"] - table["age"]).abs()
+    assert list(worst["error"].abs()) == sorted(errors, reverse=True)[:5]
+    wrong = evaluation.worst(table, 50, "gender")
+    assert ((wrong["male_probability"] >= 0.5) != (wrong["male"] == 1)).all()
+    assert (wrong["male_probability"] - wrong["male"]).abs().is_monotonic_decreasing
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda: evaluation.gender_report([0, 2], [0.1, 0.2]), "male must be one of"),
+    (lambda: evaluation.gender_report([0, 1], [0.1, 1.2]), "must lie in 0..1"),
+    (lambda: evaluation.gender_report([0, 1], [0.1]), "2 entries but male_probability has 1"),
+    (lambda: evaluation.gender_report(["m"], [0.1]), "male must be numbers"),
+    (lambda: evaluation.age_report([20.0], [np.inf]), "must be finite"),
+    (lambda: evaluation.coverage([20], [30], [20]), "must not lie above"),
+    (lambda: evaluation.bootstrap(np.mean, [1, 2], groups=["a"]), "one entry a row"),
+    (lambda: evaluation.join({"age": [1, 2]}, {"age": [1]}), "2 rows of truth but 1 predictions"),
+    (lambda: evaluation.join({"age": [1]}, {"age": [1]}), "lack"),
+    (lambda: evaluation.join({"sex": [1]}, {name: [1] for name in evaluation.PREDICTED}), "`age` or `male`"),
+    (lambda: evaluation.worst(pd.DataFrame(), figure="face"), "'age' or 'gender'"),
+])
+def test_bad_input_is_told_in_a_sentence(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+# From pictures
+
+class Brightness:
+    """Stands for a network: the age is read off the brightness of the picture, red ones are male."""
+
+    def __init__(self):
+        self.seen = 0
+
+    def predict_crops(self, crops):
+        self.seen += len(crops)
+        age = np.array([crop[..., 2].mean() for crop in crops])
+        red = np.array([crop[..., 0].mean() for crop in crops]) / 255
+        return pd.DataFrame({"age": age, "age_low": age - 5, "age_high": age + 5, "male_probability": red})
+
+    def predict_photo(self, photo):
+        self.seen += 1
+        if photo.mean() > 250:  # a white photograph: nobody there
+            return pd.DataFrame(columns=["x", "y", "width", "height", "face_score", *evaluation.PREDICTED])
+        people = pd.concat([self.predict_crops([photo])] * 2, ignore_index=True)
+        self.seen -= 1
+        people.loc[0, "age"] = 65.0  # the face in the corner
+        return people.assign(x=[0, 40], y=[0, 40], width=[22, 20], height=[22, 20], face_score=[0.9, 0.8])
+
+
+def colour(path, age, red):
+    Image.new("RGB", (100, 100), (red, 0, age)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    colour(tmp_path / "a.png", 30, 250)
+    colour(tmp_path / "b.png", 44, 10)
+    (tmp_path / "broken.jpg").write_bytes(b"no picture at all")
+    return tmp_path
+
+
+def test_a_folder_and_a_csv_give_the_report(folder):
+    csv = folder / "labels.csv"
+    csv.write_text("File;Age;Gender\na.png;28;Male\nb.png;44;f\nbroken.jpg;50;m\ngone.png;30;\n")
+    report, table = evaluation.evaluate_folder(folder, csv, Brightness(), n=20)
+    assert report["age"]["mae"] == 1 and report["gender"]["accuracy"] == 1
+    assert list(table["reason"].fillna("")) == ["", "", "not_a_picture", "missing"]
+    assert report["reasons"] == {"not_a_picture": 1, "missing": 1}
+    assert list(table["male"].fillna(-1)) == [1, 0, 1, -1]
+    assert report["pictures"] == 4 and report["unanswered"] == 2
+
+
+def test_photographs_are_judged_by_their_main_person(folder):
+    Image.new("RGB", (100, 100), "white").save(folder / "empty.png")
+    (folder / "labels.csv").write_text("path,male\na.png,1\nempty.png,0\n")
+    report, table = evaluation.evaluate_folder(folder, folder / "labels.csv", Brightness(), photos=True, n=20)
+    assert table["predicted_age"][0] == 30  # the one in the middle, not the slightly larger one in the corner
+    assert table["reason"][1] == "no face" and report["gender"]["without_prediction"] == 1
+
+
+@pytest.mark.parametrize("word, male", [
+    ("m", 1), ("M", 1), ("male", 1), ("Man", 1), ("1", 1), ("1.0", 1), ("yes", 1), ("TRUE", 1),
+    ("f", 0), ("Female", 0), ("woman", 0), ("0", 0), ("no", 0), ("false", 0), (" ", NAN)])
+def test_spellings_of_gender(tmp_path, word, male):
+    (tmp_path / "labels.csv").write_text(f"path,male\nx.png,{word}\n")
+    np.testing.assert_equal(evaluation.read_labels(tmp_path / "labels.csv")["male"][0], male)
+
+
+@pytest.mark.parametrize("text, words", [
+    ("path,gender\nx.png,1\n", "name the column `male`"),
+    ("path,gender\nx.png,m\ny.png,robot\n", "line 3 .* 'robot' is no gender"),
+    ("path,age\nx.png,old\n", "line 2 .* 'old' is not a number of years"),
+    ("path,age\n\nx.png,30\ny.png,-3\n", "line 4 .* '-3'"),
+    ("path,age\nx.png,nan\n", "line 2"),
+    ("path,age\n,30\n", "line 2 of the csv names no picture"),
+    ("name,age\nx.png,30\n", "column `path` or `file`"),
+    ("path,height\nx.png,30\n", "`age` or `male` or `gender`"),
+    ("path,age\n", "no line below its header"),
+    ("", "not a csv file"),
+    ("path,age\nx.png,30,1,2\ny.png,1\nz,1,2,3,4,5\n", "not a csv file"),
+])
+def test_csv_mistakes_are_told_with_their_line(tmp_path, text, words):
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(ValueError, match=words):
+        evaluation.read_labels(tmp_path / "labels.csv")
+
+
+def test_folder_or_csv_that_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match="there is no file"):
+        evaluation.read_labels(tmp_path / "none.csv")
+    with pytest.raises(ValueError, match="there is no folder"):
+        evaluation.evaluate_folder(tmp_path / "none", tmp_path / "none.csv", Brightness())
+
+
+def test_csv_from_a_spreadsheet_is_read(tmp_path):
+    (tmp_path / "labels.csv").write_bytes("\ufeffPath\tSex\tIdentity\r\n x.png \tw\tZoë\r\n\t\t\r\n".encode())
+    table = evaluation.read_labels(tmp_path / "labels.csv")
+    assert len(table) == 1 and table["path"][0] == "x.png" and table["male"][0] == 0
+    assert table["identity"][0] == "Zoë"
+
+
+def test_an_interrupted_run_goes_on_from_its_cache(tmp_path):
+    paths = []
+    for i in range(10):
+        paths.append(tmp_path / f"{i}.png")
+        colour(paths[-1], 20 + i, 100)
+    cache = tmp_path / "work" / "cache.csv"
+
+    class Dies(Brightness):
+        def predict_crops(self, crops):
+            if self.seen >= 4:
+                raise KeyboardInterrupt
+            return super().predict_crops(crops)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.predict_paths(paths, Dies(), cache=cache, progress=False, chunk=2)
+    network = Brightness()
+    result = evaluation.predict_paths(paths, network, cache=cache, progress=False, chunk=2)
+    assert network.seen == 6  # four were known already
+    fresh = evaluation.predict_paths(paths, Brightness(), progress=False)
+    pd.testing.assert_frame_equal(result, fresh, check_dtype=False)
+    assert os.listdir(cache.parent) == ["cache.csv"]
+
+
+def test_a_cache_of_something_else_is_refused(tmp_path):
+    (tmp_path / "cache.csv").write_text("path,score\na,1\n")
+    with pytest.raises(ValueError, match="other columns"):
+        evaluation.predict_paths([], Brightness(), cache=tmp_path / "cache.csv", progress=False)
+
+
+def test_a_picture_named_twice_is_predicted_once(folder):
+    network = Brightness()
+    result = evaluation.predict_paths([folder / "a.png"] * 3, network, progress=False)
+    assert network.seen == 1 and list(result["age"]) == [30, 30, 30]
+
+
+def test_fingerprint_tells_networks_apart():
+    class Other(Brightness):
+        def predict_crops(self, crops):
+            return super().predict_crops(crops) + 0.01
+
+    one = evaluation.fingerprint(Brightness())
+    assert one == evaluation.fingerprint(Brightness()) != evaluation.fingerprint(Other())
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 30), st.integers(0, 5))
+def test_report_holds_for_small_tables(n, seed):
+    truth, answers = random_people(n, seed)
+    report = evaluation.report(truth, answers, n=5)
+    assert 0 <= report["groups_16"]["exact"] <= report["groups_16"]["one_off"] <= 1
+    assert np.sum(report["groups_16"]["confusion"]) == n
+    assert 0 <= report["calibration"]["expected_error"] <= 1

@@ -1,0 +1,165 @@
+"""The figures say what they are given: numbers, names, units; they refuse what they can't draw."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from fag_utils import evaluation, labels, plots
+
+
+@pytest.fixture(autouse=True)
+def quiet_and_closed(recwarn):
+    before = dict(plt.rcParams)
+    yield
+    plt.gcf().canvas.draw()  # what is wrong with a layout shows only when it is drawn
+    plt.close("all")
+    assert not [w for w in recwarn if "matplotlib" in str(w.filename)], [str(w.message) for w in recwarn]
+    assert dict(plt.rcParams) == before  # the reader's own style is left alone
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def random_people(n=300):
+    random = np.random.default_rng(0)
+    age, male = random.integers(18, 66, n).astype(float), random.integers(0, 2, n).astype(float)
+    return pd.DataFrame({
+        "age": age, "male": male, "race": ["a", "b", "c"] * (n // 3),
+        "predicted_age": age + random.normal(0, 5, n),
+        "male_probability": np.clip(male + random.normal(0, 0.3, n), 0, 1)})
+
+
+def test_gallery_takes_any_size_colour_or_grey():
+    pictures = [np.zeros((40, 30, 3), "uint8"), np.zeros((20, 60), "uint8"), np.zeros((8, 8, 3), "uint8")]
+    figure = plots.gallery(pictures, ["one", "two\nlines", "three"], columns=2, title="Faces")
+    assert [len(ax.images) for ax in figure.axes] == [1, 1, 1, 0]
+    assert texts(figure.axes[1]) == ["two\nlines"]
+    with pytest.raises(ValueError, match="as many captions"):
+        plots.gallery(pictures, ["one"])
+    with pytest.raises(ValueError, match="needs pictures"):
+        plots.gallery([])
+
+
+def test_counts_by_reason_shows_counts_and_shares():
+    ax = plots.counts_by_reason(pd.DataFrame({"reason": [None] * 7 + ["blurred"] * 2 + ["no face"]}))
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["no face", "blurred", "kept"]
+    assert texts(ax) == ["1 (10.0%)", "2 (20.0%)", "7 (70.0%)"]
+    assert [bar.get_width() for bar in ax.patches] == [1, 2, 7]
+
+
+def test_histogram_splits_exactly_at_the_threshold():
+    ax = plots.histogram_with_threshold([1, 5, 9.99, 10, 10.01, 50, np.nan, 0], 10)
+    words = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert {"removed: 3", "kept: 3"} <= set(words)
+    assert ax.get_xscale() == "log" and "Laplacian" in ax.get_xlabel()
+    assert sum(bar.get_height() for bar in ax.patches) == 6
+    with pytest.raises(ValueError, match="positive"):
+        plots.histogram_with_threshold([0], 10)
+
+
+def test_age_histogram_of_a_table_and_of_a_dict():
+    table = pd.DataFrame({"age": [20, 21, 21, np.nan], "male": [1, 1, 0, 0]})
+    ax = plots.age_histogram(table)
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["women (1)", "men (2)"]
+    ax = plots.age_histogram({"before": [20, 30], "after": [20]}, share=True)
+    assert "years" in ax.get_xlabel() and "%" in ax.get_ylabel()
+    with pytest.raises(ValueError, match="at least one age"):
+        plots.age_histogram({"before": []})
+
+
+def test_batch_composition_draws_every_group_of_both_halves():
+    table = {"asian": np.arange(16), "western": np.full(16, 4)}
+    figure = plots.batch_composition({"first": table, "second": pd.DataFrame(table)})
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["first", "second"]
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    assert heights == [*range(16), *[4] * 16]
+    assert "asian half (120)" in [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
+
+
+def test_training_curves_grow_in_one_figure():
+    history = [{"epoch": 1, "loss": 3.0, "val_loss": 3.5, "age_mae": 9.0, "gender_accuracy": 0.7}]
+    figure = plots.training_curves(history)
+    assert len(figure.axes) == 3
+    history.append(history[0] | {"epoch": 2, "loss": 2.0})
+    assert plots.training_curves(history, figure) is figure
+    assert [len(line.get_xdata()) for line in figure.axes[0].lines] == [2, 2]
+    assert list(figure.axes[2].lines[0].get_ydata()) == [70, 70]
+    figure = plots.training_curves({"loss": [3, 2, 1]})  # a Keras history has columns, no epochs
+    assert list(figure.axes[0].lines[0].get_xdata()) == [1, 2, 3]
+    with pytest.raises(ValueError, match="no loss"):
+        plots.training_curves([{"speed": 1}])
+
+
+def test_mae_by_age_draws_published_steps_over_their_groups():
+    people = random_people()
+    curve = evaluation.mae_by_age(people["age"], people["predicted_age"], n=20)
+    ax = plots.mae_by_age({"here": curve}, {"steps": [3, 4, 5, 6, 7], "level": 4.5})
+    edges, values = ax.patches[-1].get_data()[1], ax.patches[-1].get_data()[0]
+    assert list(values) == [3, 4, 5, 6, 7] and list(edges) == [17.5, 25.5, 35.5, 45.5, 55.5, 65.5]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["here", "steps", "level"]
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), curve["mae"])
+
+
+def test_confusion_gives_percent_of_each_row():
+    ax = plots.confusion([[3, 1], [0, 0]], ["young", "old"])
+    assert texts(ax) == ["75", "25"]
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["young  (n = 4)", "old  (n = 0)"]
+    assert ax.get_xlabel() == "predicted age group (years)"
+
+
+def test_reliability_leaves_empty_bins_out():
+    ax = plots.reliability(evaluation.reliability([1, 0, 1], [0.95, 0.05, 0.92]))
+    assert len(ax.lines[1].get_xdata()) == 2
+
+
+def test_gender_table_puts_the_published_marks_beside_ours():
+    people = random_people()
+    report = evaluation.gender_report(people["male"], people["male_probability"])
+    table = evaluation.gender_table({"LFW": report})
+    published = {"LFW": {"male": 0.98, "female": 0.963}, "WIKI": {"male": 0.96, "female": 0.934}}
+    ax = plots.gender_table(table, published)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["LFW", "WIKI"]
+    assert list(ax.lines[0].get_xdata()) == [report["male"]["f1"]]
+    assert list(ax.lines[1].get_xdata()) == [0.98, 0.96]
+
+
+def test_predictions_says_age_interval_and_gender_of_each_face():
+    people = pd.DataFrame({
+        "x": [10, 60], "y": [2, 40], "width": [20, 20], "height": [20, 20],
+        "age": [33.4, 50], "age_low": [28, 40], "age_high": [40, 60], "male_probability": [0.02, 0.9]})
+    ax = plots.predictions(np.zeros((100, 100, 3), "uint8"), people)
+    assert texts(ax) == ["1: 33 ± 6, woman 98 %", "2: 50 ± 10, man 90 %"]
+    assert [patch.get_xy() for patch in ax.patches] == [(10, 2), (60, 40)]
+    ax = plots.predictions(np.zeros((50, 100, 3), "uint8"), people[["x", "y", "width", "height"]])
+    assert texts(ax) == ["1", "2"]
+    assert texts(plots.predictions(np.zeros((50, 100, 3), "uint8"), people[:0])) == []
+
+
+def test_age_distribution_shows_the_mean():
+    probabilities = np.zeros(48)
+    probabilities[[2, 12]] = 0.5  # 20 or 30
+    ax = plots.age_distribution(probabilities, age=31)
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["expected value 25.0", "true age 31"]
+    assert ax.patches[2].get_height() == 50
+
+
+def test_bars_with_intervals_survive_a_missing_figure():
+    table = evaluation.by(random_people(), "race", n=20)
+    table.loc[1, ["mae", "mae_low", "mae_high"]] = np.nan
+    ax = plots.bars_with_intervals(table, "race", "mae", "mae_low", "mae_high", label="MAE (years)")
+    assert [t.get_text() for t in ax.get_yticklabels()][0] == "a  (n = 100)"
+    assert texts(ax) == [f"{table['mae'][i]:.1f}" for i in (0, 2)]
+    assert ax.get_xlabel() == "MAE (years)"
+
+
+def test_one_style_and_colours_for_everybody():
+    ax = plots.age_distribution(np.full(48, 1 / 48))
+    assert not ax.spines["top"].get_visible()
+    assert len(set(plots.COLOURS)) == len(plots.COLOURS)
+    assert labels.GENDERS == ["female", "male"] and plots.MEN != plots.WOMEN
