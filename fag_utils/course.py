@@ -4,7 +4,9 @@ import inspect
 import json
 import os
 import random
+import re
 import warnings
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +95,37 @@ def published(name):
         if (folder / f"{name}.csv").is_file():
             return pd.read_csv(folder / f"{name}.csv")
     return None
+
+
+def repository():
+    """The address where the project lives, as [project.urls] in pyproject.toml says: the one place for it.
+
+    Without a checkout it comes from the metadata of the installed package, which were made from that line.
+    """
+    root = _repository()
+    if root:
+        text = (root / "pyproject.toml").read_text(encoding="utf-8")
+        return re.search(r'^Repository = "(.+?)/*"', text, re.M)[1]
+    urls = dict(line.split(", ", 1) for line in metadata.metadata("fag-utils").get_all("Project-URL"))
+    return urls["Repository"]
+
+
+def setup_cell():
+    """The text of the set-up cell, the same in every notebook; `python tools/sync.py` puts it there."""
+    return SETUP_CELL.format(repository=repository())
+
+
+def colab_address(notebook):
+    """Where Colab opens a notebook (a file name, such as "00_start_here.ipynb") of this project."""
+    home = re.fullmatch(r"https://github\.com/([^/]+/[^/]+)", repository())
+    if not home:
+        raise ValueError(f"Colab opens notebooks from github.com only, and the project is at {repository()}")
+    return f"https://colab.research.google.com/github/{home[1]}/blob/main/notebooks/{notebook}"
+
+
+def badge(notebook):
+    """The line of Markdown that opens a notebook in Colab."""
+    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab_address(notebook)})"
 
 
 def show_source(*things):

@@ -1,0 +1,64 @@
+# make course   install into .venv, run every notebook at classroom scale, write build/course/index.html
+# make lab      open JupyterLab on the notebooks
+# make test     the unit tests, then every notebook cell by cell
+# make full DATA=folder    the full scale on the real data sets (see data/README.md); resumes
+# make notebooks [ONLY=04] run the notebooks again and keep their outputs in place
+# make sync     write the project's address into badges and set-up cells
+# make clean    remove .venv and build
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The build of TensorFlow for .venv. For a GPU: make full TENSORFLOW='tensorflow[and-cuda]' DATA=...
+TENSORFLOW ?= $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),tensorflow-cpu,tensorflow)
+DATA ?= $(FAG_DATA)
+ONLY ?=
+
+BIN := .venv/bin
+READY := .venv/ready
+
+# Notebooks run in .venv, whatever kernels the user has, and hashes don't differ between runs.
+export JUPYTER_PREFER_ENV_PATH := 1
+export PYTHONHASHSEED := 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help course lab test full notebooks sync clean
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+course: $(READY)
+	@$(BIN)/python tools/course.py $(ONLY)
+
+lab: $(READY)
+	$(BIN)/jupyter lab notebooks
+
+# On the CPU, so that results are the same on a machine with a GPU; in a work folder of its own, so that
+# every notebook is tested as one opens it: with nothing run before.
+test: $(READY)
+	@rm -rf build/test
+	CUDA_VISIBLE_DEVICES= FAG_WORK=$(CURDIR)/build/test $(BIN)/python -m pytest -ra
+
+full: $(READY)
+	@$(BIN)/python tools/full.py "$(DATA)"
+
+notebooks: $(READY)
+	@$(BIN)/python tools/notebooks.py $(ONLY)
+
+sync: $(READY)
+	@$(BIN)/python tools/sync.py
+
+clean:
+	rm -rf .venv build
+
+$(READY): pyproject.toml tools/requirements.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed: sudo apt install python3, or make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "This Python can't make a virtual environment: sudo apt install python3-venv"; exit 1; }
+	@echo "Installing into .venv: a download of some 700 MB the first time ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python tools/requirements.py '$(TENSORFLOW)' > .venv/requirements.txt
+	@$(BIN)/python -m pip install -q -r .venv/requirements.txt
+	@$(BIN)/python -m pip install -q --no-deps -e .
+	@# matplotlib says on its first use that it builds a font cache: not in a notebook, please
+	@$(BIN)/python -c 'import matplotlib.pyplot' 2>/dev/null
+	@touch $@

@@ -1,0 +1,27 @@
+"""Print what `make` installs: the package's needs and those of its extras, as pyproject.toml says.
+
+    python tools/requirements.py tensorflow-cpu    # that build of TensorFlow in the place of `tensorflow`
+
+The builds share one import name, and pip can't know: so the venv is filled from this list, and the package
+put on top with --no-deps. On Linux the CPU build is a download of 270 MB, the other one of 600 MB.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
+
+
+def requirements(text):
+    """{"base": [...], EXTRA: [...]} of a pyproject.toml; read without tomllib, which Python 3.10 lacks."""
+    lists = re.findall(r"^(\w+) = \[\n(.*?)^\]", text, re.M | re.S)
+    found = {name: re.findall(r'^ +"(.+)",', body, re.M) for name, body in lists}
+    return {"base": found["dependencies"], "course": found["course"], "test": found["test"]}
+
+
+if __name__ == "__main__":
+    build = sys.argv[1] if len(sys.argv) > 1 else "tensorflow"
+    for group in requirements(PYPROJECT.read_text(encoding="utf-8")).values():
+        for line in group:
+            print(re.sub(r"^tensorflow(?=\W)", build, line))
