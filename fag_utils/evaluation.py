@@ -18,6 +18,7 @@ from . import labels
 
 PREDICTED = ["age", "age_low", "age_high", "male_probability"]
 _FACE = ["faces", "x", "y", "width", "height", "face_score"]
+CROP_SIZE = 124  # pixels: more than the network sees, so that shrinking comes last
 
 
 # Gender -----------------------------------------------------------------------------------------------
@@ -431,7 +432,42 @@ def plain(value):
 
 # From pictures to predictions --------------------------------------------------------------------------
 
-def predict_paths(paths, predictor, photos=False, cache=None, progress=True, chunk=128):
+def held_out(table):
+    """The rows of one set to measure on: those nobody here learns from.
+
+    Its validation fold, or its test fold where it has no other; without the rows that have a reason against
+    them, and without those labelled younger than 18 or older than 65, whom the network doesn't know.
+    """
+    fold = "validation" if (table["fold"] == "validation").any() else "test"
+    return adults(table[table["fold"] == fold])
+
+
+def adults(table):
+    """The usable rows whose age is 18..65, or not known."""
+    known_ages = table["age"].isna() | (labels.report_group(table["age"].fillna(-1)) >= 0)
+    return table[table["reason"].isna() & known_ages].reset_index(drop=True)
+
+
+def predict_set(table, predictor, cache=None, progress=True):
+    """`join`ed table of one set: its rows, the predictions, and `reason` where a picture gave none.
+
+    The pictures of a set that comes aligned (`faces.FRAMES`) are cropped by its layout; in all others the
+    face is looked for (`predict_photo`), and the main one counts.
+    """
+    from .faces import FRAMES
+
+    names = set(table["set"])
+    if len(names) > 1:
+        raise ValueError(f"predict_set takes the table of one set, got rows of {sorted(names)}")
+    layout = next((name for name in names if name in FRAMES), None)
+    answers = predict_paths(table["path"], predictor, layout is None, cache, progress, layout=layout)
+    answers.index = table.index
+    joined = join(table, answers)
+    joined["reason"] = answers["reason"]
+    return joined
+
+
+def predict_paths(paths, predictor, photos=False, cache=None, progress=True, chunk=128, layout=None):
     """Predictions for picture files, a row for each path in their order; a picture that fails has a `reason`.
 
     Parameters
@@ -443,6 +479,7 @@ def predict_paths(paths, predictor, photos=False, cache=None, progress=True, chu
     cache : csv file; what it holds isn't computed again, and it is rewritten after every `chunk` pictures,
         so that an interrupted run goes on where it was
     progress : show a bar
+    layout : a key of `faces.FRAMES`, for face pictures with more around the face than UTKFace's
 
     Returns
     -------
@@ -458,7 +495,7 @@ def predict_paths(paths, predictor, photos=False, cache=None, progress=True, chu
     with tqdm(total=len(todo), unit="picture", disable=not progress) as bar:
         for start in range(0, len(todo), chunk):
             part = todo[start:start + chunk]
-            rows = _predict_photos(part, predictor) if photos else _predict_faces(part, predictor)
+            rows = _predict_photos(part, predictor) if photos else _predict_faces(part, predictor, layout)
             new = pd.DataFrame(rows, columns=columns).set_index("path")
             done = new if done.empty else pd.concat([done, new])
             _write_cache(done, cache)
@@ -468,13 +505,15 @@ def predict_paths(paths, predictor, photos=False, cache=None, progress=True, chu
     return result
 
 
-def _predict_faces(paths, predictor):
-    from .faces import PictureError, read_picture
+def _predict_faces(paths, predictor, layout=None):
+    from .faces import PictureError, crop_framed, read_picture
 
     rows, pictures = [{"path": path} for path in paths], {}
     for i, path in enumerate(paths):
         try:
-            pictures[i] = read_picture(path)
+            picture = read_picture(path)
+            whole = layout in (None, "utkface")  # such a picture is the frame itself
+            pictures[i] = picture if whole else crop_framed(picture, layout, CROP_SIZE)
         except PictureError as error:
             rows[i]["reason"] = error.reason
     if pictures:

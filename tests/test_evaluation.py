@@ -12,7 +12,8 @@ from PIL import Image
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
-from fag_utils import evaluation, labels
+from fag_utils import datasets, evaluation, labels
+from fag_utils import table as tables
 
 NAN = np.nan
 
@@ -431,6 +432,52 @@ def test_a_cache_of_something_else_is_refused(tmp_path):
     (tmp_path / "cache.csv").write_text("path,score\na,1\n")
     with pytest.raises(ValueError, match="other columns"):
         evaluation.predict_paths([], Brightness(), cache=tmp_path / "cache.csv", progress=False)
+
+
+def test_the_rows_to_measure_on_are_adults_nobody_learns_from():
+    rows = [{"path": str(i), "fold": fold, "age": age, "reason": reason} for i, (fold, age, reason) in enumerate([
+        ("train", 30, None), ("validation", 30, None), ("validation", 12, None), ("validation", NAN, None),
+        ("test", 30, None), ("validation", 66, None), ("validation", 40, "malformed name")])]
+    assert list(evaluation.held_out(tables.make(rows, "utkface"))["path"]) == ["1", "3"]
+    only_test = [row for row in rows if row["fold"] != "validation"]
+    assert list(evaluation.held_out(tables.make(only_test, "lfw"))["path"]) == ["4"]
+
+
+def test_aligned_sets_are_cropped_by_their_layout_others_are_searched(folder):
+    picture = np.zeros((218, 178, 3), "uint8")  # CelebA: hair and shoulders black, the face grey
+    picture[82:185, 38:142] = 60
+    Image.fromarray(picture).save(folder / "aligned.png")
+    rows = [{"path": str(folder / name), "male": 0} for name in ("aligned.png", "broken.jpg")]
+    ages = {}
+    for name in ("utkface", "celeba", "lfw"):
+        network = Brightness()
+        joined = evaluation.predict_set(tables.make(rows, name), network, progress=False)
+        ages[name] = joined["predicted_age"][0]
+        assert joined["reason"][1] == "not_a_picture" and joined["reason"][0] is None
+    assert ages["utkface"] == pytest.approx(picture.mean(), abs=0.1)  # the whole picture
+    assert ages["celeba"] > 55  # nearly all face
+    assert ages["lfw"] in (ages["utkface"], 65)  # from predict_photo
+    with pytest.raises(ValueError, match="one set"):
+        both = pd.concat([tables.make(rows, "lfw"), tables.make(rows, "celeba")])
+        evaluation.predict_set(both, network)
+
+
+def test_real_utkface_is_read_and_measured(fag_data):
+    """No network here: a constant answer must give the error that the labels themselves have around it."""
+    table = evaluation.held_out(datasets.read("utkface", fag_data / "utkface"))
+    assert len(table) == 1724
+    part = table.iloc[::20]
+
+    class Constant(Brightness):
+        def predict_crops(self, crops):
+            assert all(crop.shape == (200, 200, 3) for crop in crops)
+            return super().predict_crops(crops).assign(age=35.0, age_low=30.0, age_high=40.0)
+
+    joined = evaluation.predict_set(part, Constant(), progress=False)
+    answers = joined[["age_low", "age_high", "male_probability"]].assign(age=35.0)
+    report = evaluation.report(part, answers, n=10)
+    assert report["age"]["mae"] == pytest.approx((part["age"] - 35).abs().mean())
+    assert report["interval_80"]["coverage"] == pytest.approx(part["age"].between(30, 40).mean())
 
 
 def test_a_picture_named_twice_is_predicted_once(folder):
