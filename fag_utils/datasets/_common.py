@@ -73,3 +73,20 @@ def keep_people_together(table):
     leaks = table["reason"].isna() & (rank > first)
     table.loc[leaks, "reason"] = "person is in another fold, too"
     return table
+
+
+def walk(root):
+    """Files below a folder as tuples of folder and file names, sorted; at its top only the pictures,
+    since lists and read-me files lie there."""
+    for folder, folders, names in os.walk(root):
+        folders.sort()
+        parts = Path(folder).relative_to(root).parts
+        yield from ((*parts, name) for name in sorted(names) if parts or is_picture(name))
+
+
+def whole_number(text, highest=OLDEST):
+    """The number 0..highest that a text of digits stands for, or None."""
+    text = str(text).strip()
+    if text.isascii() and text.isdigit() and len(text) < 10 and int(text) <= highest:
+        return int(text)
+    return None
