@@ -70,12 +70,13 @@ def _one_gender(truth, called):
 def gender_table(reports):
     """The published table's layout: for each set, a row for male and one for female.
 
-    `reports`: dict of set name -> `gender_report`, with `intervals` where `report` made them.
+    `reports`: dict of set name -> `gender_report`, with `intervals` where `report` made them; sets without
+    genders are left out.
     Returns a DataFrame: set, gender, recall, precision, f1, f1_low, f1_high, pictures.
     """
     rows = []
     for name, report in reports.items():
-        for gender in ("male", "female"):
+        for gender in ("male", "female") if report["count"] else ():
             low, high = report.get("intervals", {}).get(f"{gender}_f1", (np.nan, np.nan))
             figures = {key: report[gender][key] for key in ("recall", "precision", "f1")}
             rows.append({"set": name, "gender": gender, **figures, "f1_low": low, "f1_high": high,
@@ -153,6 +154,24 @@ def age_report(age, predicted, within=(3, 5, 10)):
 
 def _errors(error):
     return {"mae": _mean(np.abs(error)), "bias": _mean(error), "count": len(error)}
+
+
+def age_table(reports):
+    """A row for each set with its age figures, to look at.
+
+    `reports`: dict of set name -> `age_report`, with `intervals` where `report` made them; sets without
+    ages are left out. Returns a DataFrame: set, pictures, mae, mae_low, mae_high, mae_of_groups, bias
+    (years), within_5 (fraction).
+    """
+    rows = []
+    for name, report in reports.items():
+        if report["count"]:
+            low, high = report.get("intervals", {}).get("mae", (np.nan, np.nan))
+            figures = {key: report[key] for key in ("mae_of_groups", "bias", "within_5")}
+            rows.append({"set": name, "pictures": report["count"], "mae": report["mae"], "mae_low": low,
+                         "mae_high": high, **figures})
+    columns = ["set", "pictures", "mae", "mae_low", "mae_high", "mae_of_groups", "bias", "within_5"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def mae_by_age(age, predicted, n=1000, seed=0, level=0.95):
@@ -377,13 +396,15 @@ def _gender_right(table):
     return right.astype("float64").where(table["male"].notna() & table["male_probability"].notna())
 
 
-def report(truth, predictions, n=1000, seed=0):
+def report(truth, predictions=None, n=1000, seed=0):
     """Every figure of this module in one dict that JSON can hold (missing figures are None).
+
+    Without `predictions`, `truth` is a table that was joined already.
 
     Keys: pictures, unanswered (rows without a prediction), gender, age (both with 95 % `intervals`, people
     drawn where `identity` is known), groups_8, groups_16, calibration, interval_80, mae_by_age, by_gender.
     """
-    table = join(truth, predictions)
+    table = truth if predictions is None else join(truth, predictions)
     people = table["identity"] if "identity" in table else None
     male, probability = table["male"].to_numpy(), table["male_probability"].to_numpy()
     age, predicted = table["age"].to_numpy(), table["predicted_age"].to_numpy()

@@ -44,11 +44,17 @@ def _styled(draw):
 
     @functools.wraps(draw)
     def styled(*args, **kwargs):
-        import matplotlib.pyplot as plt
         from cycler import cycler
+        from matplotlib import rcParams
 
-        with plt.rc_context({**STYLE, "axes.prop_cycle": cycler(color=COLOURS)}):
+        style = {**STYLE, "axes.prop_cycle": cycler(color=COLOURS)}
+        # Not rc_context: a backend that wakes up while we draw (Jupyter's does) would be put to sleep again.
+        before = {key: rcParams[key] for key in style}
+        rcParams.update(style)
+        try:
             return draw(*args, **kwargs)
+        finally:
+            rcParams.update(before)
 
     return styled
 

@@ -164,6 +164,16 @@ def test_mae_is_the_weighted_mean_of_the_curve(cases):
     assert weighted == pytest.approx(evaluation.age_report(age, predicted)["mae"], abs=1e-9)
 
 
+def test_age_table_has_a_row_for_each_set_with_ages():
+    truth, answers = random_people()
+    reports = {"A": evaluation.report(truth, answers, n=30)["age"],
+               "none": evaluation.age_report([NAN], [30]), "B": evaluation.age_report([20, 30], [21, 33])}
+    table = evaluation.age_table(reports).set_index("set")
+    assert list(table.index) == ["A", "B"]
+    assert table.loc["A", "mae_low"] < table.loc["A", "mae"] < table.loc["A", "mae_high"]
+    assert table.loc["B", "mae"] == table.loc["B", "bias"] == 2 and np.isnan(table.loc["B", "mae_low"])
+
+
 def test_mae_by_age_knows_what_it_does_not_know():
     curve = evaluation.mae_by_age([18, 18, 18, 30], [20, 18, 19, 33]).set_index("age")
     assert curve.loc[18, "mae"] == 1 and 0 <= curve.loc[18, "low"] < 1 < curve.loc[18, "high"] <= 2
@@ -249,6 +259,7 @@ def test_report_is_json_and_complete():
     truth.loc[3, "age"] = NAN
     answers.loc[5] = NAN
     report = evaluation.report(truth, answers, n=30)
+    assert report == evaluation.report(evaluation.join(truth, answers), n=30)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert report["pictures"] == 400 and report["unanswered"] == 1
     assert report["age"]["count"] == 398 and report["gender"]["count"] == 399
@@ -435,9 +446,10 @@ def test_a_cache_of_something_else_is_refused(tmp_path):
 
 
 def test_the_rows_to_measure_on_are_adults_nobody_learns_from():
-    rows = [{"path": str(i), "fold": fold, "age": age, "reason": reason} for i, (fold, age, reason) in enumerate([
-        ("train", 30, None), ("validation", 30, None), ("validation", 12, None), ("validation", NAN, None),
-        ("test", 30, None), ("validation", 66, None), ("validation", 40, "malformed name")])]
+    cases = [("train", 30, None), ("validation", 30, None), ("validation", 12, None),
+             ("validation", NAN, None), ("test", 30, None), ("validation", 66, None),
+             ("validation", 40, "malformed name")]
+    rows = [{"path": str(i), "fold": f, "age": a, "reason": r} for i, (f, a, r) in enumerate(cases)]
     assert list(evaluation.held_out(tables.make(rows, "utkface"))["path"]) == ["1", "3"]
     only_test = [row for row in rows if row["fold"] != "validation"]
     assert list(evaluation.held_out(tables.make(only_test, "lfw"))["path"]) == ["4"]

@@ -163,3 +163,10 @@ def test_one_style_and_colours_for_everybody():
     assert not ax.spines["top"].get_visible()
     assert len(set(plots.COLOURS)) == len(plots.COLOURS)
     assert labels.GENDERS == ["female", "male"] and plots.MEN != plots.WOMEN
+
+
+def test_a_backend_that_wakes_up_while_we_draw_stays_awake():
+    """Jupyter's does, at the first figure; put to sleep again, it would show no further one."""
+    plots._styled(plt.ion)()
+    assert plt.isinteractive()
+    plt.ioff()
