@@ -1,0 +1,717 @@
+"""The classroom set: faces of nobody, made from a seed, in the layouts of four public sets.
+
+The course must run with nothing to download and without a real person's picture. So the package ships a
+small generative model: a mean face, eigenfaces (Turk and Pentland 1991, "Eigenfaces for recognition") of
+pictures that were first brought to the shape of the mean face, the shapes taken along in the same principal
+components (Cootes, Edwards, Taylor 1998, "Active appearance models"), and a regression of a face's coefficients
+on age, gender and region. To make a face is to take the mean of its age and gender and add a random rest.
+
+Whatever is learned from these pictures is a classroom result: it says nothing about people.
+"""
+
+import functools
+import hashlib
+import io
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageFilter
+
+from fag_utils import labels
+
+NAME = "classroom"
+TITLE = "The classroom set"
+LICENCE = "Generated pictures: free to use. The model was fitted on UTKFace, which is for non-commercial research."
+HOW_TO_GET = "It is made from a seed: fag_utils.datasets.classroom.ensure('data/classroom')"
+
+MODEL_FILE = Path(__file__).with_name("classroom_model.npz")
+SIZE = 96  # pixels, side of a rendered face before it is resized
+CHROMA = 32  # colour is seen more coarsely than light and dark, so it is kept more coarsely
+GRID = 16  # the shape is a displacement on a grid of GRID x GRID points
+RACES = ["white", "black", "asian", "indian", "others"]  # UTKFace's labels, in the order of their codes
+KNOTS = np.array([18.0, 24, 30, 38, 46, 55, 65])  # years; between them the mean face moves in straight lines
+ASIAN = np.array([name == "asian" for name in RACES])
+RGB_TO_YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+YCC_TO_RGB = np.linalg.inv(RGB_TO_YCC)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A face is `mean + coefficients @ basis`, in three blocks: luma, chroma, shape.
+
+    A coefficient of 1 is one standard deviation. The basis is kept as small integers times a power of two,
+    and coefficients are rounded to 1/64, so that every sum is exact and a seed gives the same picture anywhere.
+    """
+
+    mean: np.ndarray  # (D,)
+    basis: np.ndarray  # int8 (K, D)
+    exponents: np.ndarray  # int8 (K, 3): the power of two of each block
+    regression: np.ndarray  # (F, K): coefficients from features(age, male, region)
+    spread: np.ndarray  # (K, K): lower triangle, a random rest is `normal numbers @ spread.T`
+    reader: np.ndarray  # (K + 1, 2): a straight line from coefficients (and a one) to age and male
+    ages: np.ndarray  # (2, 48): how many pictures of women and of men had each age
+    races: np.ndarray  # (5,): how many pictures had each of RACES
+
+    @property
+    def components(self):
+        return len(self.basis)
+
+    @functools.cached_property
+    def directions(self):
+        """The basis in grey levels and pixels, float64 (K, D)."""
+        scale = np.repeat(2.0 ** self.exponents.astype("float64"), BLOCKS, axis=1)
+        return self.basis * scale
+
+    @functools.cached_property
+    def gain(self):
+        """The likeliest step of a face for which the reader reads one year more, or one gender more: (2, K)."""
+        step = self.spread @ (self.spread.T @ self.reader[:-1])
+        return np.rint(np.linalg.solve(self.reader[:-1].T @ step, step.T) * 1024) / 1024
+
+
+BLOCKS = [SIZE * SIZE, 2 * CHROMA * CHROMA, 2 * GRID * GRID]
+WEIGHTS = [1.0, 3.0, 48.0]  # what one unit of a block counts in the principal components, in grey levels
+
+
+# --- the model ---------------------------------------------------------------------------------------------
+
+
+def features(ages, male, race):
+    """Regressors of faces, float64 (n, F): a hat function for each knot of the age, by gender; and race.
+
+    ages in years (n,), male 0 or 1 (n,), race: names as in RACES (UTKFace's labels), one or (n,).
+    """
+    ages, male = np.atleast_1d(np.asarray(ages, "float64")), np.atleast_1d(np.asarray(male, "float64"))
+    race = np.broadcast_to(np.asarray(race), ages.shape)
+    unknown = sorted(set(race.tolist()) - set(RACES))
+    if unknown:
+        raise ValueError(f"race must be one of {RACES}, got {unknown}")
+    hats = np.stack([np.interp(ages, KNOTS, row) for row in np.eye(len(KNOTS))], axis=1)
+    old = (np.clip(ages, KNOTS[0], KNOTS[-1]) - 40) / 20
+    columns = [hats * (1 - male)[:, None], hats * male[:, None]]
+    for name in RACES[1:]:
+        columns.append((race == name)[:, None] * np.stack([np.ones_like(old), male, old], axis=1))
+    return np.concatenate(columns, axis=1)
+
+
+def fit(pictures, ages, male, race, components=300, progress=print):
+    """Fit the generative model on real faces.
+
+    Parameters
+    ----------
+    pictures : uint8 (n, 96, 96, 3), RGB, face-filled and aligned as in UTKFace
+    ages, male, race : labels of the pictures, (n,), race by name as in RACES
+    components : int, how many principal components to keep
+    progress : called with a line of text after each step
+
+    Returns a Model. Needs OpenCV (for the optical flow); 10,000 pictures take about four minutes and 4 GB.
+    """
+    pictures = np.asarray(pictures)
+    if pictures.shape[1:] != (SIZE, SIZE, 3) or len(pictures) <= components:
+        raise ValueError(
+            f"fit needs pictures of shape (n, {SIZE}, {SIZE}, 3) with n > {components} components, "
+            f"got {pictures.shape}"
+        )
+    flow = align(pictures, progress=progress)
+    vectors = to_vectors(pictures, flow)
+    progress("pictures brought to the mean shape")
+    weights = np.repeat(np.array(WEIGHTS, "float32"), BLOCKS)
+    mean, sd, axes = principal_components(vectors * weights, components)
+    progress("principal components found")
+    coefficients = ((vectors * weights - mean) @ axes.T / sd).astype("float64")
+    basis, exponents = _quantise((sd[:, None] * axes / weights).astype("float64"))
+
+    x = features(ages, male, race)
+    regression = np.linalg.solve(x.T @ x + 10 * np.eye(x.shape[1]), x.T @ coefficients)
+    rest = coefficients - x @ regression
+    spread = np.linalg.cholesky(np.cov(rest.T) + 1e-6 * np.eye(components))
+    line = np.concatenate([coefficients, np.ones((len(rest), 1))], axis=1)
+    wanted = np.stack([ages, male], axis=1).astype("float64")
+    reader = np.linalg.solve(line.T @ line + 10 * np.eye(components + 1), line.T @ wanted)
+    counts = np.zeros((2, labels.N_AGES), int)
+    np.add.at(counts, (np.asarray(male, int), labels.age_to_class(ages)), 1)
+    races = np.array([np.sum(np.asarray(race) == name) for name in RACES])
+    return Model(mean / weights, basis, exponents, regression, spread, reader, counts, races)
+
+
+def principal_components(vectors, components, seed=0):
+    """Mean (D,), standard deviations (K,) and unit axes (K, D) of vectors (n, D).
+
+    By a randomised singular value decomposition (Halko, Martinsson, Tropp 2011): the full one would take hours.
+    """
+    from sklearn.utils.extmath import randomized_svd
+
+    mean = vectors.mean(axis=0)
+    _, values, axes = randomized_svd(vectors - mean, components, n_iter=3, random_state=seed)
+    return mean, values / np.sqrt(len(vectors) - 1), axes
+
+
+def align(pictures, progress=print):
+    """How to move each picture's points to the shape of the mean face: float32 (n, 24, 24, 2), pixels.
+
+    Collection flow (Kemelmacher-Shlizerman and Seitz 2012): draw each face with few eigenfaces, which gives
+    its light but the common shape, find the optical flow from that to the picture, move the picture, and again
+    with more eigenfaces.
+    """
+    import cv2
+
+    grey = pictures.astype("float32").mean(axis=-1)
+    grey = (grey - grey.mean((1, 2), keepdims=True)) / (grey.std((1, 2), keepdims=True) + 1e-3)
+    n, side = len(grey), grey.shape[1]
+    rows, columns = np.mgrid[0:side, 0:side].astype("float32")
+    finder = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    finder.setFinestScale(1)
+    bytes_ = [np.clip(g * 50 + 128, 0, 255).astype("uint8") for g in grey]
+    flow = np.zeros((n, side // 4, side // 4, 2), "float32")
+    moved = grey.copy()
+    for few, blur in [(4, 6), (8, 5), (16, 4), (30, 3.5), (40, 3)]:
+        mean, _, axes = principal_components(moved.reshape(n, -1), few)
+        drawn = (moved.reshape(n, -1) - mean) @ axes.T @ axes + mean
+        drawn = np.clip(drawn.reshape(grey.shape) * 50 + 128, 0, 255).astype("uint8")
+        for i in range(n):
+            dense = finder.calc(drawn[i], bytes_[i], cv2.resize(flow[i], (side, side)))
+            flow[i] = np.clip(cv2.GaussianBlur(dense, (0, 0), blur)[2::4, 2::4], -10, 10)
+        # Shapes are plausible when forty components can tell them; the mean shape stays where it is.
+        _, _, axes = principal_components(flow.reshape(n, -1), 40)
+        flow = flow - flow.mean(axis=0)
+        flow = (flow.reshape(n, -1) @ axes.T @ axes).reshape(flow.shape)
+        for i in range(n):
+            dense = cv2.resize(flow[i], (side, side), interpolation=cv2.INTER_CUBIC)
+            where = columns + dense[..., 0], rows + dense[..., 1]
+            moved[i] = cv2.remap(grey[i], *where, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        progress(f"aligned with {few} eigenfaces")
+    return flow
+
+
+def to_vectors(pictures, flow):
+    """Pictures uint8 (n, 96, 96, 3) and their flow -> float32 (n, D): luma, chroma and inverse shape."""
+    import cv2
+
+    rows, columns = np.mgrid[0:SIZE, 0:SIZE].astype("float32")
+    vectors = np.empty((len(pictures), sum(BLOCKS)), "float32")
+    centres = ((np.arange(GRID) + 0.5) * SIZE / GRID - 0.5).astype(int)
+    for i, picture in enumerate(pictures):
+        dense = cv2.resize(flow[i], (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
+        where = columns + dense[..., 0], rows + dense[..., 1]
+        face = cv2.remap(picture, *where, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        ycc = face.astype("float32") @ RGB_TO_YCC.T.astype("float32")
+        chroma = cv2.resize(ycc[..., 1:], (CHROMA, CHROMA), interpolation=cv2.INTER_AREA)
+        back = np.zeros_like(dense)
+        for _ in range(6):  # the way back: back(y) = -flow(y + back(y))
+            back = -cv2.remap(dense, columns + back[..., 0], rows + back[..., 1], cv2.INTER_LINEAR,
+                              borderMode=cv2.BORDER_REPLICATE)
+        parts = ycc[..., 0], chroma.transpose(2, 0, 1), back[centres][:, centres].transpose(2, 0, 1)
+        vectors[i] = np.concatenate([part.ravel() for part in parts])
+    return vectors
+
+
+def _quantise(basis):
+    """Float (K, D) -> int8 (K, D) and the power of two (K, 3) each block is to be multiplied with."""
+    blocks = np.split(basis, np.cumsum(BLOCKS)[:-1], axis=1)
+    exponents = [np.ceil(np.log2(np.abs(block).max(axis=1) / 127)) for block in blocks]
+    exponents = np.stack(exponents, axis=1).astype("int8")
+    scale = np.repeat(2.0 ** exponents.astype("float64"), BLOCKS, axis=1)
+    return np.rint(basis / scale).astype("int8"), exponents
+
+
+def save(model, path=MODEL_FILE):
+    """Write a model (numbers rounded to 1/1024) to a compressed .npz file; returns its size in bytes."""
+    def rounded(values):
+        return np.rint(np.asarray(values, "float64") * 1024).astype("int32")
+
+    np.savez_compressed(
+        path, mean=rounded(model.mean), basis=model.basis, exponents=model.exponents,
+        regression=rounded(model.regression), spread=rounded(np.tril(model.spread)).astype("int16"),
+        reader=np.rint(model.reader * 2**16).astype("int32"), ages=model.ages.astype("int32"),
+        races=model.races.astype("int32"),
+    )
+    return Path(path).stat().st_size
+
+
+@functools.lru_cache(maxsize=2)
+def load(path=MODEL_FILE):
+    """The shipped model, or one that `save` wrote."""
+    with np.load(path) as f:
+        small = {name: f[name] / 1024.0 for name in ("mean", "regression", "spread")}
+        return Model(basis=f["basis"], exponents=f["exponents"], reader=f["reader"] / 2.0**16,
+                     ages=f["ages"], races=f["races"], **small)
+
+
+# --- making faces ------------------------------------------------------------------------------------------
+
+
+def draw(n, seed=0, ages=None, male=None, region=None, race=None, rest=0.85, model=None):
+    """Draw n faces as coefficients, float64 (n, K), and their labels: a DataFrame of age, male, region, race.
+
+    What is not given is drawn, as unbalanced as UTKFace has it. Each may be one value or n values.
+    `rest` scales the random rest: below 1 the faces are more typical.
+    """
+    model = model or load()
+    rng = np.random.default_rng(seed)
+    pick = rng.choice(model.ages.size, n, p=model.ages.ravel() / model.ages.sum())
+    ages = _each(labels.AGES[pick % labels.N_AGES] if ages is None else ages, n)
+    male = _each(pick // labels.N_AGES if male is None else male, n)
+    labels.age_to_class(ages)  # refuses ages outside 18..65
+    wanted = _each("" if region is None else region, n)
+    chance = {"": model.races, "asian": model.races * ASIAN, "western": model.races * ~ASIAN}
+    chance = np.stack([chance[str(name)] for name in wanted]) / 1.0
+    dice = rng.random((n, 1)) * chance.sum(axis=1, keepdims=True)
+    drawn = np.array(RACES)[(np.cumsum(chance, axis=1) <= dice).sum(axis=1)]
+    race = _each(drawn if race is None else race, n)
+    region = np.where(race == "asian", "asian", "western")
+    table = pd.DataFrame({"age": ages, "male": male, "region": region, "race": race})
+    coefficients = features(ages, male, race) @ model.regression + rest * _rest(rng, n, model)
+    return _round(_clear(coefficients, ages, male, model)), table
+
+
+def _clear(coefficients, ages, male, model):
+    """Move faces by the likeliest step after which a straight line reads their age and gender from them.
+
+    The random rest alone makes some women look like men, and some of the old look young, as in life. A course
+    wants faces that look what they are. (The mean of a normal distribution, given the reading.)
+    """
+    wanted = np.stack([ages, male], axis=1)
+    missing = _round(wanted - _read(coefficients, model))
+    return coefficients + missing @ model.gain
+
+
+def _read(coefficients, model):
+    """Age and gender (n, 2) by the straight line."""
+    return coefficients @ model.reader[:-1] + model.reader[-1]
+
+
+def _rest(rng, n, model):
+    """What makes faces of the same age, gender and race differ, (n, K)."""
+    normal = np.clip(rng.standard_normal((n, model.components)), -2.5, 2.5)
+    # Rounding the normal numbers first makes their product with the spread exact, hence the same anywhere.
+    return _round(normal) @ model.spread.T
+
+
+def _each(values, n):
+    return np.broadcast_to(np.asarray(values), (n,))
+
+
+def render(coefficients, size=64, model=None):
+    """Pictures uint8 (n, size, size, 3) of coefficients (n, K) or (K,)."""
+    model = model or load()
+    coefficients = _round(np.atleast_2d(np.asarray(coefficients, "float64")))
+    if coefficients.shape[1] != model.components:
+        raise ValueError(f"expected {model.components} coefficients a face, got {coefficients.shape[1]}")
+    result = np.empty((len(coefficients), size, size, 3), "uint8")
+    for start in range(0, len(coefficients), 64):
+        faces = _render_full(model.mean + coefficients[start:start + 64] @ model.directions)
+        for i, face in enumerate(faces, start):
+            if size != SIZE:
+                face = Image.fromarray(face).resize((size, size), Image.Resampling.LANCZOS)
+            result[i] = face
+    return result
+
+
+def _render_full(vectors):
+    """Vectors (n, D) -> uint8 (n, 96, 96, 3): put the colour in, then move every point to its shape."""
+    n = len(vectors)
+    luma, chroma, shape = np.split(vectors, np.cumsum(BLOCKS)[:-1], axis=1)
+    grow = _grow(SIZE, CHROMA)
+    ycc = np.empty((n, SIZE, SIZE, 3))
+    ycc[..., 0] = _sharpen(luma.reshape(n, SIZE, SIZE))
+    ycc[..., 1:] = (grow @ chroma.reshape(n, 2, CHROMA, CHROMA) @ grow.T).transpose(0, 2, 3, 1)
+    grow = _grow(SIZE, GRID)
+    across, down = (grow @ shape.reshape(n, 2, GRID, GRID) @ grow.T).swapaxes(0, 1)
+    moved = _move(ycc, across, down)
+    return np.clip(np.rint(moved @ YCC_TO_RGB.T), 0, 255).astype("uint8")
+
+
+def _move(pictures, across, down):
+    """Pictures (n, s, s, c) read at each point plus its displacement in pixels, by bilinear interpolation."""
+    n, side = pictures.shape[:2]
+    rows, columns = np.mgrid[0:side, 0:side]
+    y, x = np.clip(rows + down, 0, side - 1.001), np.clip(columns + across, 0, side - 1.001)
+    top, left = y.astype("intp"), x.astype("intp")
+    dy, dx, corner = (y - top)[..., None], (x - left)[..., None], top * side + left
+    moved = np.empty_like(pictures)
+    for i in range(n):
+        points = pictures[i].reshape(side * side, -1)
+        above, below = (
+            points[corner[i] + step] * (1 - dx[i]) + points[corner[i] + step + 1] * dx[i]
+            for step in (0, side)
+        )
+        moved[i] = above * (1 - dy[i]) + below * dy[i]
+    return moved
+
+
+def _sharpen(luma, amount=0.6):
+    """Unsharp masking: the components leave out the finest detail, so the detail there is counts more."""
+    from scipy.ndimage import gaussian_filter
+
+    return luma + amount * (luma - gaussian_filter(luma, (0, 1.2, 1.2), mode="nearest"))
+
+
+@functools.lru_cache
+def _grow(large, small):
+    """Matrix (large, small) that interpolates linearly between the centres of `small` cells."""
+    centres = (np.arange(small) + 0.5) * large / small - 0.5
+    return np.stack([np.interp(np.arange(large), centres, row) for row in np.eye(small)], axis=1)
+
+
+def _round(values):
+    return np.rint(values * 64) / 64
+
+
+def sample(n, seed=0, ages=None, male=None, region=None, race=None, size=64, model=None):
+    """n made faces: pictures uint8 (n, size, size, 3), and their labels as `draw` gives them."""
+    coefficients, table = draw(n, seed, ages, male, region, race, model=model)
+    return render(coefficients, size, model), table
+
+
+# --- a folder of photographs -------------------------------------------------------------------------------
+
+PICTURES = {"utkface": 1600, "celeba": 700, "afad": 300, "megaage_asian": 200, "photographs": 12}
+STAMP = "classroom.json"
+VERSION = 1
+
+# Ages of the two Asian sets lean to the young (AFAD's are of students): chances at the KNOTS, in between linear.
+YOUNG = {"afad": [8, 10, 7, 4, 1, 0.3, 0.1], "megaage_asian": [5, 8, 9, 6, 3, 1.5, 0.8]}
+# Where the frame of a face (a UTKFace picture) lies in a CelebA picture of 178 x 218: left, top, side, pixels.
+CELEBA_SIZE, CELEBA_FRAME = (178, 218), (38.6, 82.0, 102.6)
+CELEBA_ATTRIBUTES = (
+    "5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair "
+    "Blond_Hair Blurry Brown_Hair Bushy_Eyebrows Chubby Double_Chin Eyeglasses Goatee Gray_Hair Heavy_Makeup "
+    "High_Cheekbones Male Mouth_Slightly_Open Mustache Narrow_Eyes No_Beard Oval_Face Pale_Skin Pointy_Nose "
+    "Receding_Hairline Rosy_Cheeks Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Earrings Wearing_Hat "
+    "Wearing_Lipstick Wearing_Necklace Wearing_Necktie Young"
+).split()
+README = """\
+Generated faces of nobody, in the layouts of four public sets; see fag_utils.datasets.classroom.
+faults.csv lists the pictures that were spoiled on purpose, and how. In celeba/list_attr_celeba.txt
+only Male and Young (under 40) mean something; the other attributes are all -1.
+"""
+
+
+def ensure(folder, pictures=None, seed=0):
+    """Path of a folder that holds the classroom set; it is written when it is not there yet.
+
+    It is made anew when the model, the numbers of pictures or the seed have changed. Raises ValueError when the
+    folder holds something else: nothing that we didn't write is ever deleted.
+    """
+    folder = Path(folder)
+    stamp = _stamp(pictures, seed)
+    if _read_stamp(folder) == stamp:
+        return folder
+    if folder.exists() and _read_stamp(folder) is None and any(folder.iterdir()):
+        raise ValueError(f"{folder} exists and is not a classroom set: name another folder, or empty it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Written beside its place and then moved there, so that nobody ever sees half a set.
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+        write(Path(scratch) / "new", pictures, seed)
+        if _read_stamp(folder) == stamp:  # another notebook was faster
+            return folder
+        if folder.exists():
+            folder.rename(Path(scratch) / "old")
+        (Path(scratch) / "new").rename(folder)
+    return folder
+
+
+def read(folder):
+    """The table of all four sets in a folder that `write` wrote, one below the other."""
+    from fag_utils import datasets
+
+    folder = Path(folder)
+    if _read_stamp(folder) is None:
+        raise datasets.MissingSetError(f"{folder} does not hold the classroom set. {HOW_TO_GET}")
+    names = [name for name in datasets.NAMES if (folder / name).is_dir()]
+    sets = [datasets.read(name, folder / name) for name in names]
+    return pd.concat(sets, ignore_index=True)
+
+
+def write(folder, pictures=None, seed=0):
+    """Write the classroom set into a new folder; returns the folder.
+
+    pictures : dict of how many to make for each key of PICTURES, or one number for all four sets together, or
+        None for the usual numbers. The same seed gives the same files, byte for byte.
+
+    The folder gets a subfolder for each set in its published layout, `photographs/` with larger scenes and their
+    `faces.csv`, and `faults.csv` with the columns path, fault, original (of duplicates).
+    """
+    folder, numbers = Path(folder), _numbers(pictures)
+    folder.mkdir(parents=True, exist_ok=True)
+    faults = []
+    for key, (name, writer) in enumerate(_WRITERS.items()):
+        if numbers[name]:
+            (folder / name).mkdir()
+            (folder / name / "README.txt").write_text(README, encoding="utf-8")
+            faults += writer(folder / name, numbers[name], np.random.default_rng([seed, key])) or []
+    faults = pd.DataFrame(faults, columns=["path", "fault", "original"])
+    for column in ("path", "original"):
+        faults[column] = [Path(p).relative_to(folder).as_posix() if p else "" for p in faults[column]]
+    faults.to_csv(folder / "faults.csv", index=False)
+    (folder / STAMP).write_text(json.dumps(_stamp(pictures, seed)), encoding="utf-8")
+    return folder
+
+
+def _numbers(pictures):
+    if pictures is None:
+        return dict(PICTURES)
+    if isinstance(pictures, dict):
+        unknown = set(pictures) - set(PICTURES)
+        if unknown:
+            raise ValueError(f"there is no set {sorted(unknown)}: use {list(PICTURES)}")
+        return {name: int(pictures.get(name, 0)) for name in PICTURES}
+    total = sum(PICTURES.values()) - PICTURES["photographs"]
+    shares = {name: round(PICTURES[name] * pictures / total) for name in PICTURES}
+    return {**shares, "photographs": PICTURES["photographs"]}
+
+
+def _stamp(pictures, seed):
+    digest = hashlib.sha1(MODEL_FILE.read_bytes()).hexdigest()[:12]
+    return {"version": VERSION, "model": digest, "pictures": _numbers(pictures), "seed": seed}
+
+
+def _read_stamp(folder):
+    try:
+        return json.loads((folder / STAMP).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _write_utkface(folder, n, rng):
+    pictures = folder / "UTKFace"
+    pictures.mkdir()
+    coefficients, table = draw(n, rng.integers(2**32))
+    faces = render(coefficients, SIZE)
+    paths = [pictures / _utkface_name(row, i) for i, row in enumerate(table.itertuples())]
+    kinds = _plan_faults(n, rng)
+    faults, number = [], n
+    for i, (path, face) in enumerate(zip(paths, faces, strict=True)):
+        picture = _photograph(face, 200, rng)
+        if i not in kinds:
+            _save(picture, path, rng)
+            continue
+        fault, original = kinds[i], ""
+        if fault == "malformed name":  # the published set has such names: a field is missing
+            age, gender, _, date = path.name.split("_")
+            path = path.with_name(f"{age}_{gender}_{date}")
+        if fault in ("exact duplicate", "near duplicate"):
+            _save(picture, path, rng)
+            original, number = path, number + 1
+            path = path.with_name(_utkface_name(table.iloc[i], number))
+        other = _photograph(faces[i - 1], 200, rng)
+        _spoil(fault, picture, path, rng, other=other, original=original)
+        faults.append((path, fault, original))
+    return faults
+
+
+def _utkface_name(row, number):
+    """AGE_GENDER_RACE_DATE.jpg.chip.jpg, gender 0 for male; the date is made up from the number."""
+    day, rest = divmod(number * 7919, 28)
+    return f"{row.age}_{1 - row.male}_{RACES.index(row.race)}_201701{rest + 1:02d}{day:09d}.jpg.chip.jpg"
+
+
+def _write_celeba(folder, n, rng):
+    """Several pictures of each person, who keeps most of the coefficients; the light and the smile change."""
+    pictures = folder / "img_align_celeba"
+    pictures.mkdir()
+    model = load()
+    people = np.sort(rng.integers(0, max(1, n // 2), n))  # two pictures a person on average, as unequal as in life
+    coefficients, table = draw(n // 2 + 1, rng.integers(2**32))
+    coefficients, table = coefficients[people], table.iloc[people].reset_index(drop=True)
+    order = rng.permutation(n)
+    people, coefficients, table = people[order], coefficients[order], table.iloc[order].reset_index(drop=True)
+    centre = features(table["age"], table["male"], table["race"]) @ model.regression
+    own = coefficients - centre
+    coefficients = centre + np.sqrt(0.75) * own + np.sqrt(0.25) * 0.85 * _rest(rng, n, model)
+    numbers = 1 + rng.permutation(max(10_177, n))[:max(1, n // 2)]  # CelebA has 10,177 people
+    attributes, identities, faults = [], [], []
+    for i, face in enumerate(render(coefficients, SIZE)):
+        path = pictures / f"{i + 1:06d}.jpg"
+        picture = _portrait(face, CELEBA_SIZE, CELEBA_FRAME, rng)
+        fault = CELEBA_FAULTS.get(i % 97) if i >= 97 else None
+        if fault:
+            _spoil(fault, picture, path, rng)
+            faults.append((path, fault, ""))
+        else:
+            _save(picture, path, rng)
+        row = dict.fromkeys(CELEBA_ATTRIBUTES, -1)
+        row |= {"Male": 2 * table["male"][i] - 1, "Young": 1 if table["age"][i] < 40 else -1}
+        attributes.append(f"{path.name} " + " ".join(f"{value:2d}" for value in row.values()))
+        identities.append(f"{path.name} {numbers[people[i]]}")
+    header = [str(n), " ".join(CELEBA_ATTRIBUTES)]
+    _write_lines(folder / "list_attr_celeba.txt", header + attributes)
+    _write_lines(folder / "identity_CelebA.txt", identities)
+    return faults
+
+
+CELEBA_FAULTS = {11: "blurred", 40: "no face", 71: "truncated"}
+
+
+def _write_afad(folder, n, rng):
+    coefficients, table = draw(n, rng.integers(2**32), ages=_young("afad", n, rng), region="asian")
+    for i, face in enumerate(render(coefficients, SIZE)):
+        place = folder / str(table["age"][i]) / ("111" if table["male"][i] else "112")
+        place.mkdir(parents=True, exist_ok=True)
+        _save(_photograph(face, int(rng.integers(80, 140)), rng), place / f"{100_000 + 37 * i}-0.jpg", rng)
+
+
+def _write_megaage_asian(folder, n, rng):
+    coefficients, table = draw(n, rng.integers(2**32), ages=_young("megaage_asian", n, rng), region="asian")
+    faces = render(coefficients, SIZE)
+    for part, rows in [("train", range(n - n // 10)), ("test", range(n - n // 10, n))]:
+        (folder / part).mkdir()
+        (folder / "list").mkdir(exist_ok=True)
+        for number, i in enumerate(rows, 1):
+            frame = (26, 55, 126)  # left, top, side of the face in a picture of 178 x 218
+            _save(_portrait(faces[i], CELEBA_SIZE, frame, rng), folder / part / f"{number}.jpg", rng)
+        names = [f"{number}.jpg" for number in range(1, len(rows) + 1)]
+        _write_lines(folder / "list" / f"{part}_name.txt", names)
+        _write_lines(folder / "list" / f"{part}_age.txt", [str(table["age"][i]) for i in rows])
+
+
+def _young(name, n, rng):
+    chance = np.interp(labels.AGES, KNOTS, YOUNG[name])
+    return rng.choice(labels.AGES, n, p=chance / chance.sum())
+
+
+def _write_photographs(folder, n, rng):
+    """Scenes of 640 x 480 with one to four faces, and faces.csv: where each frame lies, age, male, region."""
+    rows = []
+    for i in range(n):
+        count = 1 + i % 4
+        coefficients, table = draw(count, rng.integers(2**32))
+        scene = np.asarray(_backdrop(640, 480, rng), "float64")
+        edge = 640 / count
+        for j, face in enumerate(render(coefficients, SIZE)):
+            side = min(edge * 0.62, 200) * rng.uniform(0.6, 1.0)
+            left = edge * (j + 0.5) - side / 2 + rng.uniform(-0.1, 0.1) * edge
+            top = rng.uniform(0.45, 0.8) * (480 - 1.5 * side)
+            _paste(scene, face, (left, top, side), rng)
+            where = {"x": left, "y": top, "width": side, "height": side}
+            row = {"path": f"{i + 1:02d}.jpg", **{k: round(v, 1) for k, v in where.items()}}
+            rows.append({**row, **table.iloc[j].to_dict()})
+        _save(_grain(scene, rng), folder / f"{i + 1:02d}.jpg", rng)
+    pd.DataFrame(rows).to_csv(folder / "faces.csv", index=False)
+
+
+_WRITERS = {"utkface": _write_utkface, "celeba": _write_celeba, "afad": _write_afad,
+            "megaage_asian": _write_megaage_asian, "photographs": _write_photographs}
+
+
+def _photograph(face, size, rng):
+    """A face-filled picture uint8 (size, size, 3): exposure and grain differ from picture to picture."""
+    picture = np.asarray(Image.fromarray(face).resize((size, size), Image.Resampling.BICUBIC), "float64")
+    return _grain((picture - 128) * rng.uniform(0.9, 1.1) + 128 + rng.uniform(-12, 12), rng)
+
+
+def _grain(picture, rng):
+    noise = rng.standard_normal(picture.shape[:2]) * rng.uniform(1.5, 4)
+    return np.clip(np.rint(picture + noise[..., None]), 0, 255).astype("uint8")
+
+
+def _portrait(face, size, frame, rng):
+    """A face with its surroundings, uint8 (height, width, 3); frame = left, top, side of the face in it."""
+    picture = np.asarray(_backdrop(*size, rng), "float64")
+    _paste(picture, face, frame, rng)
+    return _grain(picture, rng)
+
+
+def _backdrop(width, height, rng):
+    """Out-of-focus colours, an image."""
+    colours = rng.uniform(40, 220, 3) + rng.uniform(-50, 50, (4, 4, 3))
+    small = Image.fromarray(np.clip(colours, 0, 255).astype("uint8"))
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def _paste(scene, face, frame, rng):
+    """Put a face and its blurred-out surroundings into a scene, float64 (h, w, 3), in place."""
+    left, top, side = frame
+    around = SIZE * 3 // 4  # beyond its border a face goes on as its own edge does, ever more blurred
+    wide = np.pad(face, ((around, around), (around, around), (0, 0)), mode="edge").astype("float64")
+    from scipy.ndimage import gaussian_filter
+
+    soft = gaussian_filter(wide, (6, 6, 0))
+    grid = np.arange(len(wide)) - around - (SIZE - 1) / 2
+    outside = np.clip((np.maximum(np.abs(grid[:, None]), np.abs(grid)) - SIZE / 2 + 2) / 6, 0, 1)[..., None]
+    wide = wide * (1 - outside) + soft * outside
+    # Head and shoulders: an oval, and below it a wider one.
+    head = 1.15 - np.hypot(grid / (0.78 * SIZE), (grid[:, None] + 0.12 * SIZE) / (0.98 * SIZE))
+    body = 1.1 - np.hypot(grid / (1.15 * SIZE), (grid[:, None] - 1.3 * SIZE) / (0.75 * SIZE))
+    alpha = np.clip(np.maximum(head, body) * 5, 0, 1)
+    scale = side / SIZE
+    height, width = scene.shape[:2]
+    box = [(x - at) / scale + around for x, at in ((0, left), (0, top), (width, left), (height, top))]
+    matrix = ((box[2] - box[0]) / width, 0, box[0], 0, (box[3] - box[1]) / height, box[1])
+    layer = np.concatenate([np.rint(np.clip(wide, 0, 255)), np.rint(alpha * 255)[..., None]], axis=-1)
+    image = Image.fromarray(layer.astype("uint8"), "RGBA")
+    image = image.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
+    layer = np.asarray(image, "float64")
+    alpha = layer[..., 3:] / 255
+    scene *= 1 - alpha
+    scene += layer[..., :3] * alpha
+
+
+def _save(picture, path, rng):
+    Image.fromarray(picture).save(path, "JPEG", quality=int(rng.integers(86, 96)))
+
+
+def _write_lines(path, lines):
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+# --- planted faults ----------------------------------------------------------------------------------------
+
+FAULTS = ["too small", "blurred", "truncated", "not a picture", "no face", "several faces", "grey", "CMYK",
+          "rotated", "malformed name", "exact duplicate", "near duplicate"]
+
+
+def _plan_faults(n, rng):
+    """Which of n pictures get which fault: a dict number -> fault, every fault equally often."""
+    each = min(8, n // (2 * len(FAULTS)))
+    return dict(zip(rng.permutation(n)[:each * len(FAULTS)].tolist(), FAULTS * each, strict=True))
+
+
+def _spoil(fault, picture, path, rng, other=None, original=""):
+    """Write a picture with a fault."""
+    image = Image.fromarray(picture)
+    if fault == "too small":
+        image.resize((24, 24), Image.Resampling.BOX).save(path, "JPEG", quality=90)
+    elif fault == "blurred":
+        image.filter(ImageFilter.GaussianBlur(min(image.size) / 30)).save(path, "JPEG", quality=90)
+    elif fault == "truncated":
+        data = io.BytesIO()
+        image.save(data, "JPEG", quality=90)
+        path.write_bytes(data.getvalue()[: len(data.getvalue()) // 2])
+    elif fault == "not a picture":
+        path.write_text("<html><body>404 Not Found</body></html>\n", encoding="utf-8")
+    elif fault == "no face":
+        _landscape(*image.size, rng).save(path, "JPEG", quality=90)
+    elif fault == "several faces":
+        scene = np.asarray(_backdrop(200, 200, rng), "float64")
+        for place, face in ((8, picture), (106, other)):
+            small = np.asarray(Image.fromarray(face).resize((SIZE, SIZE), Image.Resampling.BOX))
+            _paste(scene, small, (place, 60, 86), rng)
+        _save(_grain(scene, rng), path, rng)
+    elif fault in ("grey", "CMYK"):
+        image.convert("L" if fault == "grey" else "CMYK").save(path, "JPEG", quality=90)
+    elif fault == "rotated":  # stored lying on its side; the EXIF orientation 6 says: turn it clockwise
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        image.transpose(Image.Transpose.ROTATE_90).save(path, "JPEG", quality=90, exif=exif)
+    elif fault == "exact duplicate":
+        path.write_bytes(Path(original).read_bytes())
+    elif fault == "near duplicate":
+        image.resize((188, 188), Image.Resampling.BICUBIC).save(path, "JPEG", quality=70)
+    else:
+        _save(picture, path, rng)
+
+
+def _landscape(width, height, rng):
+    """Sky, hills and grass, an image without a face."""
+    rows, columns = np.mgrid[0:height, 0:width] / [[[height]], [[width]]]
+    picture = np.stack([90 + 90 * rows, 140 + 60 * rows, 220 - 20 * rows], axis=-1)
+    for shade, base in ((0.9, 0.5), (0.6, 0.65), (0.4, 0.8)):
+        waves = sum(np.sin(columns * k + rng.uniform(0, 6)) / k for k in (3, 7, 13, 29))
+        hill = rows > base + 0.15 * waves
+        picture[hill] = np.array([110, 150, 70]) * shade
+    return Image.fromarray(_grain(picture + 6 * rng.standard_normal((height, width, 1)), rng))
