@@ -43,11 +43,11 @@ def _published(gdconv):
 # The two published networks, by input size. GDConv covers whatever map is left: 7x7 of 112, 4x4 of 62 pixels.
 TABLES = {112: _published("GDConv7x7"), 62: _published("GDConv4x4")}
 
-# What the authors report: 112 at width 1.0 in the paper above, 62 at width 0.75 by the author of the
-# age and gender recipe, for recipe="reference" below; of its 0.074 GFLOPs, a multiply-add is two.
+# What the authors report: of 112 at width 1.0 in the paper above; of 62 at width 0.75, with both heads, the
+# author of the age and gender recipe (github.com/vaan2010/FaceAgeGenderRecognition): recipe="reference" below.
 PUBLISHED = {
     (112, 1.0): {"parameters": 0.99e6, "multiply_adds": 221e6},
-    (62, 0.75): {"parameters": 0.531e6, "multiply_adds": 0.074e9 / 2},
+    (62, 0.75): {"parameters": 0.531e6, "flops": 0.074e9},
 }
 
 RECIPES = ("paper", "reference")
@@ -118,7 +118,9 @@ def mobilefacenet(size=112, width=1.0, recipe="paper"):
     width : what the channels of the first seven rows are multiplied with. 512 and 128 stay as they are.
     recipe : "paper" builds the published table as it stands. "reference" builds what the age and gender
         recipe with 0.531 M parameters means by it: the expanded channels of a bottleneck are multiplied
-        with `width` once more, and the second row's depthwise convolution is followed by a 1x1 convolution.
+        with `width` once more, the second row's depthwise convolution is followed by a 1x1 convolution,
+        and the last row has a PReLU. (Its blocks add their input from the second of a row on only; ours
+        wherever they can: that costs no parameter.)
 
     Raises ValueError for a size, width or recipe it can't build.
     """
@@ -149,25 +151,28 @@ def mobilefacenet(size=112, width=1.0, recipe="paper"):
                 x = global_depthwise(x, name)
             else:  # conv1x1 and linear conv1x1
                 x = convolution(x, c, 1, strides, f"{name}_conv")
-                x = normalise(x, name, linear="linear" in operator)
+                x = normalise(x, name, linear="linear" in operator and not reference)
     embedding = layers.Flatten(name="embedding")(x)
     return keras.Model(picture, embedding, name=f"mobilefacenet_{round(100 * width):03d}_{size}")
 
 
-def _head(embedding, name, classes, dropout):
+def _head(embedding, name, classes, dropout, hidden=None):
     x = layers.Dropout(dropout, name=f"{name}_dropout")(embedding)
+    if hidden:
+        x = layers.Dense(hidden, use_bias=False, name=f"{name}_hidden")(x)
     # float32 also where the rest of the network computes in float16: probabilities need the digits.
     return layers.Dense(classes, activation="softmax", dtype="float32", name=name)(x)
 
 
-def age_gender(backbone, dropout=0.2):
+def age_gender(backbone, dropout=0.2, hidden=None):
     """Both heads on a backbone's output: a Model with outputs {"age": (n, 48), "gender": (n, 2)}, softmax.
 
-    Gender's index 1 is male. The backbone's layers are shared, not copied.
+    Gender's index 1 is male. The backbone's layers are shared, not copied. `hidden` puts a linear layer of so
+    many units before each head: the reference recipe has 128.
     """
     outputs = {
-        "age": _head(backbone.output, "age", N_AGES, dropout),
-        "gender": _head(backbone.output, "gender", 2, dropout),
+        "age": _head(backbone.output, "age", N_AGES, dropout, hidden),
+        "gender": _head(backbone.output, "gender", 2, dropout, hidden),
     }
     return keras.Model(backbone.input, outputs, name=f"{backbone.name}_age_gender")
 
@@ -203,11 +208,27 @@ def multiply_adds(layer):
     return int(np.prod(layer.kernel.shape) * positions)
 
 
+def deployed_parameters(layer):
+    """Parameters of one layer in a network that is done learning.
+
+    Of a batch norm's four numbers for each channel, the convolution before it takes in all but one, its bias.
+    """
+    norm = isinstance(layer, layers.BatchNormalization)
+    return layer.count_params() // 4 if norm else layer.count_params()
+
+
 def count(model):
-    """What a built model costs: dict of `parameters` (all), `trainable`, and `multiply_adds` a picture."""
+    """What a built model costs: a dict of
+
+    parameters : all of them, as Keras counts
+    trainable : without the running means and variances of batch norm
+    deployed : with batch norm melted into the convolutions, as it runs on a phone
+    multiply_adds : for one picture
+    """
     return {
         "parameters": model.count_params(),
         "trainable": int(sum(np.prod(w.shape) for w in model.trainable_weights)),
+        "deployed": sum(deployed_parameters(layer) for layer in model.layers),
         "multiply_adds": sum(multiply_adds(layer) for layer in model.layers),
     }
 
@@ -216,7 +237,7 @@ def layer_table(size=112, width=1.0, recipe="paper"):
     """The published table beside what it costs, measured on the built network.
 
     DataFrame, one row a row of the table: operator, t, c, n, s as published; output (height, width and
-    channels), parameters and multiply_adds counted layer by layer.
+    channels); parameters, deployed and multiply_adds (see `count`) summed over the row's layers.
     """
     model = mobilefacenet(size, width, recipe)
     rows = []
@@ -226,6 +247,7 @@ def layer_table(size=112, width=1.0, recipe="paper"):
             **row._asdict(),
             "output": " x ".join(str(side) for side in mine[-1].output.shape[1:]),
             "parameters": sum(layer.count_params() for layer in mine),
+            "deployed": sum(deployed_parameters(layer) for layer in mine),
             "multiply_adds": sum(multiply_adds(layer) for layer in mine),
         })
     return pd.DataFrame(rows).astype({"t": "Int64"})
