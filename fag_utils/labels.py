@@ -86,3 +86,29 @@ def expected_age(probabilities):
     if probabilities.shape[-1] != N_AGES:
         raise ValueError(f"expected {N_AGES} probabilities, got {probabilities.shape[-1]}")
     return probabilities @ AGES
+
+
+def temper(probabilities, temperature):
+    """Probabilities (..., k) with their logits divided by `temperature`: above 1 less sure, below 1 surer."""
+    logits = np.log(np.asarray(probabilities, dtype="float64") + 1e-12) / temperature
+    logits -= logits.max(axis=-1, keepdims=True)
+    return np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+
+
+def age_interval(probabilities, share=0.8):
+    """(low, high) ages in years that hold the middle `share` of distributions (..., 48).
+
+    A class covers the half year on either side of its age, and inside it the probability is spread evenly,
+    so that the ends move smoothly.
+    """
+    cumulative = np.cumsum(np.asarray(probabilities, dtype="float64"), axis=-1)
+    cumulative = np.concatenate([np.zeros_like(cumulative[..., :1]), cumulative], axis=-1)
+    cumulative /= cumulative[..., -1:]
+    edges = np.arange(N_AGES + 1) + MIN_AGE - 0.5
+
+    def quantile(q):
+        above = (cumulative >= q).argmax(axis=-1)[..., None].clip(1)
+        low, high = (np.take_along_axis(cumulative, above - i, axis=-1)[..., 0] for i in (1, 0))
+        return edges[above[..., 0] - 1] + (q - low) / np.maximum(high - low, 1e-12)
+
+    return quantile((1 - share) / 2), quantile((1 + share) / 2)

@@ -1,0 +1,258 @@
+"""From a cleaned table to batches: who is in a batch, and what the network sees of each picture.
+
+An epoch is an array of row numbers, `(steps, batch_size)`: from it alone follows what is learned in which
+order, so that a run that was interrupted goes on with exactly the batches it would have had.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from fag_utils import labels
+from fag_utils.cleaning import CROP_MARGIN
+
+REGIONS = ("asian", "western")
+BATCH_SIZE = 128
+
+
+class Composition(NamedTuple):
+    """How many pictures of each of the 16 three-year age groups each half of a batch holds."""
+
+    asian: tuple
+    western: tuple
+
+    def counts(self):
+        """Array (2, 16) of pictures: asian, western."""
+        return np.array([self.asian, self.western])
+
+
+# The reference recipe trains 1,270,000 steps and changes the composition at step 560,000.
+# FIRST_TABLE is the one its published training script holds (the script starts at step 1, from the
+# gender pre-training). The other stands only in a document that is not at hand as text; SECOND_TABLE
+# is ours: every group alike.
+FIRST_TABLE = Composition(asian=(8,) * 4 + (6,) * 4 + (1,) * 8, western=(5,) * 8 + (3,) * 8)
+SECOND_TABLE = Composition(asian=(4,) * 16, western=(4,) * 16)
+SWITCH, STEPS = 560_000, 1_270_000
+
+
+def composition_at(fraction):
+    """The table in force at a fraction 0..1 of the training: the second one from 560,000 / 1,270,000."""
+    return FIRST_TABLE if fraction < SWITCH / STEPS else SECOND_TABLE
+
+
+def shuffled(table, batch_size=BATCH_SIZE, seed=0):
+    """An epoch in which each row occurs once, in random order: (steps, batch_size) row numbers.
+
+    The last, incomplete batch is left out (with fewer rows than a batch, rows are repeated).
+    """
+    order = np.random.default_rng(seed).permutation(len(table))
+    if len(order) < batch_size:
+        order = np.resize(order, batch_size)
+    steps = len(order) // batch_size
+    return order[: steps * batch_size].reshape(steps, batch_size)
+
+
+def balanced(table, composition, steps, seed=0):
+    """Batches of a fixed composition: (steps, 128) row numbers.
+
+    Each cell (half and age group) deals its rows from a shuffled pack, and shuffles again when the pack is
+    used up: so a rare group's pictures are seen many times, a common group's seldom.
+    A cell without any picture gives its places to the nearest age group of its half that has some,
+    and a half without any to the same groups of the other half.
+    """
+    random = np.random.default_rng(seed)
+    group = labels.age_group(table["age"].fillna(-1))
+    packs = {}
+    for r, region in enumerate(REGIONS):
+        for g in range(len(labels.AGE_GROUPS)):
+            packs[r, g] = np.flatnonzero((table["region"] == region).to_numpy() & (group == g))
+    if not any(len(pack) for pack in packs.values()):
+        raise ValueError(f"no row has an age in {labels.MIN_AGE}..{labels.MAX_AGE}: nothing to balance")
+    columns = []
+    for (r, g), places in np.ndenumerate(composition.counts()):
+        if places:
+            rows = packs[_nearest(packs, r, g)]
+            columns.append(_deal(rows, steps * places, random).reshape(steps, places))
+    batch = np.concatenate(columns, axis=1)
+    return random.permuted(batch, axis=1)
+
+
+def _nearest(packs, region, group):
+    """The cell that stands in for (region, group): itself, if it has rows."""
+    def distance(cell):
+        r, g = cell
+        return (r != region, abs(g - group), g)
+
+    return min((cell for cell, rows in packs.items() if len(rows)), key=distance)
+
+
+def _deal(rows, number, random):
+    """`number` of the rows: each once before any comes twice."""
+    rounds = -(-number // len(rows))
+    return np.concatenate([random.permutation(rows) for _ in range(rounds)])[:number]
+
+
+def tempered(table, steps, batch_size=BATCH_SIZE, power=0.5, seed=0):
+    """Batches in which an age occurs in proportion to (its pictures) ** power: (steps, batch_size).
+
+    power 1 is plain shuffling, 0 gives every age the same share; in between rare ages are seen more often
+    than they occur without the few pictures of the rarest being learned by heart.
+    """
+    random = np.random.default_rng(seed)
+    age = table["age"].to_numpy()
+    ages, inverse, counts = np.unique(age, return_inverse=True, return_counts=True)
+    share = counts**power / (counts**power).sum()
+    number = random.multinomial(steps * batch_size, share)
+    packs = [_deal(np.flatnonzero(inverse == i), n, random) for i, n in enumerate(number) if n]
+    return random.permutation(np.concatenate(packs)).reshape(steps, batch_size)
+
+
+def dealt(number, steps, batch_size, epoch=0, seed=0):
+    """Batches that go through `number` rows again and again, on from epoch to epoch: (steps, batch_size)."""
+    start = epoch * steps * batch_size
+    place = start + np.arange(steps * batch_size)
+    rounds = {r: np.random.default_rng([seed, r]).permutation(number) for r in np.unique(place // number)}
+    rows = np.concatenate([rounds[r][place[place // number == r] % number] for r in rounds])
+    return rows.reshape(steps, batch_size)
+
+
+def mixed(first, second):
+    """Two epochs of batches side by side: (steps, a) and (steps, b) -> (steps, a + b)."""
+    steps = min(len(first), len(second))
+    return np.concatenate([first[:steps], second[:steps]], axis=1)
+
+
+# --- Pictures --------------------------------------------------------------------------------
+
+
+def load_crops(paths, size):
+    """Stored crops in memory: (n, s, s, 3) uint8 RGB, of the side s at which augmentation samples them.
+
+    s leaves 1.3 pixels for each pixel of a network of side `size`, so that turning and scaling
+    lose nothing.
+    """
+    side = round(size * 1.3 * CROP_MARGIN)
+
+    def read(path):
+        picture = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
+        picture = tf.image.resize(picture, (side, side), antialias=True)
+        return tf.cast(tf.round(picture), tf.uint8)
+
+    paths = [str(path) for path in paths]
+    crops = np.empty((len(paths), side, side, 3), "uint8")
+    data = tf.data.Dataset.from_tensor_slices(paths).map(read, num_parallel_calls=tf.data.AUTOTUNE)
+    for i, crop in enumerate(data.prefetch(64).as_numpy_iterator()):
+        crops[i] = crop
+    return crops
+
+
+class Augmentation(NamedTuple):
+    """What is varied in a training picture. Zeros leave it as it is."""
+
+    flip: bool = True
+    turn: float = 12.0  # degrees, either way
+    scale: float = 0.12  # as a fraction, either way
+    shift: float = 0.06  # of the side, either way
+    brightness: float = 0.25  # of the mean, either way
+    contrast: float = 0.3
+    saturation: float = 0.4
+    grey: float = 0.08  # probability
+    blur: float = 0.2  # probability of half the resolution
+    erase: float = 0.3  # probability of a hidden rectangle
+
+
+NO_AUGMENTATION = Augmentation(False, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+# As in the reference recipe's training script, whose pictures turn up to 45 degrees.
+REFERENCE_AUGMENTATION = Augmentation(True, 45, 0, 0, 0.2, 0.5, 0.4, 0, 0, 0)
+
+
+def see(crops, size, augmentation, seed):
+    """What the network sees: stored crops (n, s, s, 3) uint8 -> (n, size, size, 3) float32, 0..255.
+
+    All pictures of a batch are turned, scaled, shifted and mirrored in one sampling of the stored crop,
+    then their light, colour and sharpness vary. `seed` is a pair of integers: the same gives the same.
+    """
+    seeds = tf.unstack(tf.random.split(seed, 12))
+    n = tf.shape(crops)[0]
+
+    def uniform(i, low, high, shape=()):
+        return tf.random.stateless_uniform((n, *shape), seeds[i], low, high)
+
+    a = augmentation
+    stored = crops.shape[1]
+    step = stored / CROP_MARGIN / size  # stored pixels from one output pixel to the next
+    turn = uniform(0, -a.turn, a.turn) * np.pi / 180
+    zoom = step * tf.exp(uniform(1, -a.scale, a.scale))
+    mirror = tf.where(uniform(2, 0.0, 1.0) < 0.5 * float(a.flip), -1.0, 1.0)
+    shift = uniform(3, -a.shift, a.shift, (2,)) * stored / CROP_MARGIN
+    cos, sin = zoom * tf.cos(turn), zoom * tf.sin(turn)
+    middle_in, middle_out = (stored - 1) / 2, (size - 1) / 2
+    x0 = middle_in + shift[:, 0] - (mirror * cos - sin) * middle_out
+    y0 = middle_in + shift[:, 1] - (mirror * sin + cos) * middle_out
+    zero = tf.zeros_like(x0)
+    x = tf.raw_ops.ImageProjectiveTransformV3(
+        images=tf.cast(crops, tf.float32),
+        transforms=tf.stack([mirror * cos, -sin, x0, mirror * sin, cos, y0, zero, zero], axis=1),
+        output_shape=[size, size], interpolation="BILINEAR", fill_mode="NEAREST", fill_value=0.0,
+    )
+    if augmentation == NO_AUGMENTATION:
+        return x
+
+    def each(value):
+        return value[:, None, None, None]
+
+    blurred = tf.image.resize(tf.nn.avg_pool2d(x, 2, 2, "SAME"), (size, size))
+    x = tf.where(each(uniform(4, 0.0, 1.0) < a.blur), blurred, x)
+    grey = tf.reduce_sum(x * [0.299, 0.587, 0.114], axis=-1, keepdims=True)
+    keep = tf.where(uniform(5, 0.0, 1.0) < a.grey, 0.0, 1 + uniform(6, -a.saturation, a.saturation))
+    x = grey + each(keep) * (x - grey)
+    mean = tf.reduce_mean(x, axis=(1, 2, 3), keepdims=True)
+    light = each(1 + uniform(7, -a.brightness, a.brightness))
+    x = mean * light + (x - mean) * each(1 + uniform(8, -a.contrast, a.contrast))
+    x = _erase(x, uniform(9, 0.0, 1.0) < a.erase, uniform(10, 0.0, 1.0, (4,)), size)
+    return tf.clip_by_value(x, 0.0, 255.0)
+
+
+def _erase(x, chosen, place, size):
+    """Random erasing (Zhong et al. 2017): a grey rectangle, a sixth to two fifths of the side."""
+    height, width = (size * (0.17 + 0.23 * place[:, i]) for i in (0, 1))
+    top, left = place[:, 2] * (size - height), place[:, 3] * (size - width)
+    line = tf.range(size, dtype=tf.float32)[None]
+    rows = (line >= top[:, None]) & (line < (top + height)[:, None])
+    columns = (line >= left[:, None]) & (line < (left + width)[:, None])
+    hidden = rows[:, :, None, None] & columns[:, None, :, None] & chosen[:, None, None, None]
+    return tf.where(hidden, 127.0, x)
+
+
+def dataset(crops, table, rows, size, augmentation=NO_AUGMENTATION, seed=0):
+    """tf.data of (pictures, targets, weights) for the given rows (steps, batch_size) of a table.
+
+    crops : (n, s, s, 3) uint8, from `load_crops`, one for each row of the table
+    Pictures: (batch, size, size, 3) float32 RGB 0..255. Targets: {"age": (batch,) class 0..47,
+    "gender": (batch, 2) one-hot}. Weights: 0 where age (or gender) is missing or outside 18..65: such a
+    picture teaches the other task only.
+    """
+    age, male = table["age"].to_numpy("float64"), table["male"].to_numpy("float64")
+    age_known = (age >= labels.MIN_AGE) & (age < labels.MAX_AGE + 1)
+    age_class = np.where(age_known, age - labels.MIN_AGE, 0).astype("int32")
+    male_known = ~np.isnan(male)
+    gender = np.eye(2, dtype="float32")[np.where(male_known, male, 0).astype(int)]
+    columns = [tf.constant(c) for c in (age_class, gender, age_known.astype("float32"),
+                                        male_known.astype("float32"))]
+    crops = tf.constant(crops)
+
+    def batch(number, index):
+        pictures = see(tf.gather(crops, index), size, augmentation, tf.stack([seed, number]))
+        age_class, gender, age_weight, gender_weight = (tf.gather(column, index) for column in columns)
+        return (pictures, {"age": age_class, "gender": gender},
+                {"age": age_weight, "gender": gender_weight})
+
+    data = tf.data.Dataset.from_tensor_slices((np.arange(len(rows), dtype="int32"), rows.astype("int32")))
+    return data.map(batch, num_parallel_calls=2).prefetch(2)
+
+
+def in_order(crops, size, batch_size=256):
+    """tf.data of all pictures, as they are, in order: for prediction."""
+    data = tf.data.Dataset.from_tensor_slices(crops).batch(batch_size)
+    return data.map(lambda x: see(x, size, NO_AUGMENTATION, tf.constant([0, 0]))).prefetch(2)
