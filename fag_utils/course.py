@@ -77,12 +77,31 @@ class Run:
 
 def begin(scale="classroom"):
     """Start a notebook: quiet the libraries' logs, seed NumPy and Python, return its Run."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+    quiet_tensorflow()
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
     random.seed(0)
     np.random.seed(0)
     return Run(scale)
+
+
+def quiet_tensorflow():
+    """Import TensorFlow without the lines it writes, in C++, while it is loaded and looks for a GPU.
+
+    Its log level silences all but those that come before its log is set up: they would stand under the first
+    cell of every notebook, so the error channel is closed for these seconds.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    kept = os.dup(2)
+    closed = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(closed, 2)
+        import tensorflow as tf
+
+        tf.config.list_physical_devices()
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(closed)
 
 
 def published(name):

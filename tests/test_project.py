@@ -249,6 +249,12 @@ def test_setup_cell_installs_the_package_where_it_is_lacking(monkeypatch):
     assert "--upgrade" not in line and "-U" not in line
 
 
+def test_a_notebook_begins_in_silence(tmp_path):
+    program = "from fag_utils import course; print(course.begin().scale)"
+    done = run(sys.executable, "-c", program, FAG_WORK=str(tmp_path))
+    assert (done.stdout, done.stderr) == ("classroom\n", "")
+
+
 def test_badge_needs_an_address_that_colab_can_open(monkeypatch):
     monkeypatch.setattr(course, "repository", lambda: "https://example.org/course")
     with pytest.raises(ValueError, match=r"github\.com"):

@@ -20,12 +20,17 @@ def read(path):
 
 
 def execute(notebook, timeout=600):
-    """Run all cells, from the folder of the notebooks, in the Python that runs this program."""
+    """Run all cells, from the folder of the notebooks, in the Python that runs this program.
+
+    What the kernel itself has to say (not the cells) goes to build/kernel.log.
+    """
     from nbclient import NotebookClient
 
-    NotebookClient(
-        notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
-    ).execute()
+    (ROOT / "build").mkdir(exist_ok=True)
+    resources = {"metadata": {"path": str(FOLDER)}}
+    client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=resources)
+    with open(ROOT / "build" / "kernel.log", "w") as log:
+        client.execute(stderr=log)
 
 
 def strip(notebook):

@@ -27,7 +27,7 @@ LINK = '<a style="color: #cfe3ff; margin-right: 1.5rem" href="{}">{}</a>'
 def main(wanted):
     paths = [path for path in book.paths() if not wanted or path.name.startswith(tuple(wanted))]
     if not paths:
-        sys.exit(f"no notebook's name begins with {' or '.join(wanted) or 'anything'}")
+        sys.exit("there is no such notebook")
     OUT.mkdir(parents=True, exist_ok=True)
     chapters = []
     for number, path in enumerate(paths, 1):
