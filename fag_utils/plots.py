@@ -234,13 +234,13 @@ def age_histogram(ages, ax=None, share=False, title=None):
 def batch_composition(tables):
     """How many of each of the 16 age groups are in the Asian and in the western half of a batch.
 
-    tables : dict of title -> {"asian": 16 numbers, "western": 16 numbers} (or a DataFrame with these
-    columns); each gets one panel, on a common scale. Returns the Figure.
+    tables : dict of title -> {"asian": 16 numbers, "western": 16 numbers} (or a `batches.Composition`,
+    or a DataFrame with these columns); each gets one panel, on a common scale. Returns the Figure.
     """
     import matplotlib.pyplot as plt
 
     tables = {
-        title: {half: np.asarray(table[half]) for half in ("asian", "western")}
+        title: {half: _of(table, half) for half in ("asian", "western")}
         for title, table in tables.items()
     }
     figure, axes = plt.subplots(
@@ -263,6 +263,10 @@ def batch_composition(tables):
     return figure
 
 
+def _of(table, half):
+    return np.asarray(table[half] if hasattr(table, "keys") else getattr(table, half))
+
+
 # Training ---------------------------------------------------------------------------------------------
 
 
@@ -271,7 +275,8 @@ def training_curves(history, figure=None, title=None):
     """Loss, error of the age and accuracy of the gender, epoch by epoch: as many panels as there are figures.
 
     history : list of dicts (one an epoch), a dict of lists, a DataFrame or a Keras History. A column goes to
-    a panel by its name: `loss`, `...mae...` (years), `...acc...` (fraction); `val_...` is validation.
+    a panel by its name: `loss`, `...mae...` (years), `...acc...` (fraction). `tune_...` and `val_...` were
+    measured on pictures that the network doesn't learn from.
     figure : an earlier Figure to draw into again, for curves that grow while the network trains.
     """
     import matplotlib.pyplot as plt
@@ -279,7 +284,7 @@ def training_curves(history, figure=None, title=None):
     table = pd.DataFrame(getattr(history, "history", history))
     epochs = table["epoch"] if "epoch" in table else np.arange(1, len(table) + 1)
     panels = [
-        ("loss", lambda name: name in ("loss", "val_loss"), 1),
+        ("loss", lambda name: name.endswith("loss") and name.count("_") == _held_out(name), 1),
         ("error of the age (years)", lambda name: "mae" in name, 1),
         ("gender right (%)", lambda name: "acc" in name, 100),
     ]
@@ -293,20 +298,18 @@ def training_curves(history, figure=None, title=None):
     for i, (words, columns, scale) in enumerate(panels, 1):
         ax = figure.add_subplot(1, len(panels), i)
         for column in columns:
-            validation = column.startswith("val")
-            ax.plot(
-                epochs,
-                scale * table[column],
-                "o-" if len(table) < 3 else "-",
-                label="validation" if validation else "training",
-                color=RED if validation else BLUE,
-            )
+            words_of, colour = ("held out", RED) if _held_out(column) else ("training", BLUE)
+            ax.plot(epochs, scale * table[column], "o-" if len(table) < 3 else "-", color=colour, label=words_of)
         ax.set(xlabel="epoch", title=words)
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend()
     if title:
         figure.suptitle(title)
     return figure
+
+
+def _held_out(column):
+    return column.startswith(("tune_", "val_"))
 
 
 # Evaluation -------------------------------------------------------------------------------------------

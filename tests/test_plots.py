@@ -1,5 +1,7 @@
 """The figures say what they are given: numbers, names, units; they refuse what they can't draw."""
 
+from collections import namedtuple
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -75,7 +77,9 @@ def test_age_histogram_of_a_table_and_of_a_dict():
 
 def test_batch_composition_draws_every_group_of_both_halves():
     table = {"asian": np.arange(16), "western": np.full(16, 4)}
-    figure = plots.batch_composition({"first": table, "second": pd.DataFrame(table)})
+    composition = namedtuple("Composition", table)(**table)
+    figure = plots.batch_composition({"first": composition, "second": pd.DataFrame(table)})
+    assert [bar.get_height() for bar in figure.axes[1].patches] == [*range(16), *[4] * 16]
     assert [ax.get_title(loc="left") for ax in figure.axes] == ["first", "second"]
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     assert heights == [*range(16), *[4] * 16]
@@ -92,6 +96,9 @@ def test_training_curves_grow_in_one_figure():
     assert list(figure.axes[2].lines[0].get_ydata()) == [70, 70]
     figure = plots.training_curves({"loss": [3, 2, 1]})  # a Keras history has columns, no epochs
     assert list(figure.axes[0].lines[0].get_xdata()) == [1, 2, 3]
+    figure = plots.training_curves(pd.DataFrame({"epoch": [1], "loss": 2.0, "age_loss": 1.0, "tune_mae": 8.0}))
+    assert [len(ax.lines) for ax in figure.axes] == [1, 1]  # the loss of a part has no panel
+    assert figure.axes[1].get_legend().get_texts()[0].get_text() == "held out"
     with pytest.raises(ValueError, match="no loss"):
         plots.training_curves([{"speed": 1}])
 
