@@ -55,6 +55,7 @@ class Model:
     reader: np.ndarray  # (K + 1, 2): a straight line from coefficients (and a one) to age and male
     ages: np.ndarray  # (2, 48): how many pictures of women and of men had each age
     races: np.ndarray  # (5,): how many pictures had each of RACES
+    around: "Surroundings" = None
 
     @property
     def components(self):
@@ -73,8 +74,53 @@ class Model:
         return np.rint(np.linalg.solve(self.reader[:-1].T @ step, step.T) * 1024) / 1024
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """Hair, neck, shoulders and background: principal components of whole portraits, framed as in CelebA."""
+
+    mean: np.ndarray  # (D,): luma and chroma of a portrait
+    basis: np.ndarray  # int8 (K, D)
+    exponents: np.ndarray  # int8 (K, 2)
+
+    @functools.cached_property
+    def directions(self):
+        return self.basis * np.repeat(2.0 ** self.exponents.astype("float64"), AROUND_BLOCKS, axis=1)
+
+    @functools.cached_property
+    def guess(self):
+        """What a face tells of its surroundings: (weights, spread).
+
+        The portrait's coefficients are normal numbers. Given the luma and chroma in the frame of the face, with
+        an error of a few grey levels, they have the mean `weights @ (frame - mean)`, weights (K, pixels in the
+        frame), and what remains open is `spread` (K, K), lower triangle.
+        """
+        seen = self.directions[:, IN_FRAME].T / AROUND_ERROR
+        inverse = np.linalg.inv(seen.T @ seen + np.eye(len(self.basis)))
+        return np.rint(inverse @ seen.T / AROUND_ERROR * 2**20) / 2**20, np.linalg.cholesky(inverse)
+
+
 BLOCKS = [SIZE * SIZE, 2 * CHROMA * CHROMA, 2 * GRID * GRID]
 WEIGHTS = [1.0, 3.0, 48.0]  # what one unit of a block counts in the principal components, in grey levels
+
+# Portraits: 178 x 218 pixels as in CelebA, kept at 64 x 78; where the frame of the face lies: left, top, side.
+PORTRAIT, FRAME_IN_PORTRAIT = (178, 218), (38.6, 82.0, 102.6)
+AROUND = (64, 78)
+AROUND_BLOCKS = [AROUND[0] * AROUND[1], 2 * (AROUND[0] // 2) * (AROUND[1] // 2)]
+AROUND_ERROR = 12.0  # grey levels by which a portrait may differ from the face put into it
+
+
+def _in_frame():
+    """Which numbers of a portrait lie in the frame of its face: indices."""
+    left, top, side = np.array(FRAME_IN_PORTRAIT) * AROUND[0] / PORTRAIT[0]
+    masks = []
+    for step, layers in ((1, 1), (2, 2)):
+        x, y = (np.arange(0, size, step) + step / 2 for size in AROUND)
+        inside = ((y > top) & (y < top + side))[:, None] & ((x > left) & (x < left + side))
+        masks.append(np.broadcast_to(inside, (layers, *inside.shape)).ravel())
+    return np.flatnonzero(np.concatenate(masks))
+
+
+IN_FRAME = _in_frame()
 
 
 # --- the model ---------------------------------------------------------------------------------------------
@@ -123,7 +169,7 @@ def fit(pictures, ages, male, race, components=300, progress=print):
     mean, sd, axes = principal_components(vectors * weights, components)
     progress("principal components found")
     coefficients = ((vectors * weights - mean) @ axes.T / sd).astype("float64")
-    basis, exponents = _quantise((sd[:, None] * axes / weights).astype("float64"))
+    basis, exponents = _quantise((sd[:, None] * axes / weights).astype("float64"), BLOCKS)
 
     x = features(ages, male, race)
     regression = np.linalg.solve(x.T @ x + 10 * np.eye(x.shape[1]), x.T @ coefficients)
@@ -209,26 +255,46 @@ def to_vectors(pictures, flow):
     return vectors
 
 
-def _quantise(basis):
-    """Float (K, D) -> int8 (K, D) and the power of two (K, 3) each block is to be multiplied with."""
-    blocks = np.split(basis, np.cumsum(BLOCKS)[:-1], axis=1)
+def fit_surroundings(portraits, components=150):
+    """Surroundings from uint8 (n, h, w, 3) pictures framed as in CelebA, of any size."""
+    vectors = np.stack([_portrait_vector(picture) for picture in portraits])
+    weights = np.repeat(np.array([1.0, 2.0], "float32"), AROUND_BLOCKS)
+    mean, sd, axes = principal_components(vectors * weights, components)
+    basis, exponents = _quantise((sd[:, None] * axes / weights).astype("float64"), AROUND_BLOCKS)
+    return Surroundings(mean / weights, basis, exponents)
+
+
+def _portrait_vector(picture):
+    """A picture uint8 (h, w, 3) framed as in CelebA -> its luma at 64 x 78 and chroma at 32 x 39, float32 (D,)."""
+    image = Image.fromarray(picture)
+    ycc = np.asarray(image.resize(AROUND, Image.Resampling.BOX), "float64") @ RGB_TO_YCC.T
+    luma, chroma = ycc[..., 0], ycc[..., 1:]
+    chroma = chroma.reshape(AROUND[1] // 2, 2, AROUND[0] // 2, 2, 2).mean(axis=(1, 3)).transpose(2, 0, 1)
+    return np.concatenate([luma.ravel(), chroma.ravel()]).astype("float32")
+
+
+def _quantise(basis, sizes):
+    """Float (K, D) -> int8 (K, D) and the power of two (K, blocks) each block is to be multiplied with."""
+    blocks = np.split(basis, np.cumsum(sizes)[:-1], axis=1)
     exponents = [np.ceil(np.log2(np.abs(block).max(axis=1) / 127)) for block in blocks]
     exponents = np.stack(exponents, axis=1).astype("int8")
-    scale = np.repeat(2.0 ** exponents.astype("float64"), BLOCKS, axis=1)
+    scale = np.repeat(2.0 ** exponents.astype("float64"), sizes, axis=1)
     return np.rint(basis / scale).astype("int8"), exponents
 
 
 def save(model, path=MODEL_FILE):
-    """Write a model (numbers rounded to 1/1024) to a compressed .npz file; returns its size in bytes."""
-    def rounded(values):
-        return np.rint(np.asarray(values, "float64") * 1024).astype("int32")
+    """Write a model to a compressed .npz file, numbers rounded; returns its size in bytes."""
+    def rounded(values, places, dtype):
+        return np.rint(np.asarray(values, "float64") * 2**places).astype(dtype)
 
     np.savez_compressed(
-        path, mean=rounded(model.mean), basis=model.basis, exponents=model.exponents,
-        regression=rounded(model.regression), spread=rounded(np.tril(model.spread)).astype("int16"),
-        reader=np.rint(model.reader * 2**16).astype("int32"), ages=model.ages.astype("int32"),
-        races=model.races.astype("int32"),
+        path, mean=rounded(model.mean, 10, "int32"), basis=model.basis, exponents=model.exponents,
+        regression=rounded(model.regression, 10, "int16"), spread=rounded(np.tril(model.spread), 10, "int16"),
+        reader=rounded(model.reader, 16, "int32"), ages=model.ages.astype("int32"), races=model.races.astype("int32"),
+        around_mean=rounded(model.around.mean, 6, "int16"), around_basis=model.around.basis,
+        around_exponents=model.around.exponents,
     )
+    load.cache_clear()
     return Path(path).stat().st_size
 
 
@@ -236,9 +302,10 @@ def save(model, path=MODEL_FILE):
 def load(path=MODEL_FILE):
     """The shipped model, or one that `save` wrote."""
     with np.load(path) as f:
-        small = {name: f[name] / 1024.0 for name in ("mean", "regression", "spread")}
+        around = Surroundings(f["around_mean"] / 2.0**6, f["around_basis"], f["around_exponents"])
+        small = {name: f[name] / 2.0**10 for name in ("mean", "regression", "spread")}
         return Model(basis=f["basis"], exponents=f["exponents"], reader=f["reader"] / 2.0**16,
-                     ages=f["ages"], races=f["races"], **small)
+                     ages=f["ages"], races=f["races"], around=around, **small)
 
 
 # --- making faces ------------------------------------------------------------------------------------------
@@ -367,6 +434,121 @@ def sample(n, seed=0, ages=None, male=None, region=None, race=None, size=64, mod
     return render(coefficients, size, model), table
 
 
+def describe(coefficients, model=None):
+    """What a straight line reads from coefficients (n, K): a DataFrame of age in years and male (about 0 to 1)."""
+    read = _read(np.atleast_2d(coefficients), model or load())
+    return pd.DataFrame({"age": read[:, 0], "male": read[:, 1]})
+
+
+def edit(coefficients, age=None, male=None, table=None, model=None):
+    """The same faces at another age, or of the other gender: coefficients (n, K) -> (n, K).
+
+    age in years, male 0 or 1: one or n values. `table` holds the present age, male and race as `draw` gave them;
+    without it they are read from the coefficients. Each face moves as the mean face of its kind does; what is its
+    own stays.
+    """
+    model = model or load()
+    coefficients = np.atleast_2d(coefficients)
+    n = len(coefficients)
+    now, race = table, RACES[0]
+    if table is None:
+        now = describe(coefficients, model)
+        now = now.clip(pd.Series({"age": 18, "male": 0}), pd.Series({"age": 65, "male": 1}), axis=1)
+    else:
+        race = table["race"].to_numpy()
+    age = _each(now["age"] if age is None else age, n)
+    male = _each(now["male"] if male is None else male, n)
+    step = features(age, male, race) - features(now["age"], now["male"], race)
+    return _round(_clear(coefficients + step @ model.regression, age, male, model))
+
+
+def walk(first, second, steps=8):
+    """Coefficients (steps, K) on the straight way from one face (K,) to another."""
+    share = np.linspace(0, 1, steps)[:, None]
+    return _round((1 - share) * np.asarray(first) + share * np.asarray(second))
+
+
+def encode(pictures, steps=12, model=None):
+    """The coefficients (n, K) that come closest to pictures uint8 (n, size, size, 3), framed as the model's.
+
+    Gauss-Newton steps from the mean face, all with the derivative at the mean face, and held back towards it as
+    a normal distribution of coefficients demands.
+    """
+    model = model or load()
+    derivative, solve = _encoder(model)
+    wanted = np.stack([_small(picture) for picture in pictures])
+    coefficients = np.zeros((len(wanted), model.components))
+    for _ in range(steps):
+        error = wanted - np.stack([_small(face) for face in render(coefficients, SIZE, model)])
+        coefficients = coefficients + (error @ derivative / ENCODE_ERROR**2 - coefficients) @ solve
+    return _round(coefficients)
+
+
+ENCODE_ERROR = 6.0  # grey levels
+
+
+def _encoder(model):
+    """How a small picture changes with each coefficient, (pixels, K), and the inverse of the normal matrix."""
+    if "encoder" not in model.__dict__:
+        steps = np.eye(model.components)
+        up, down = (np.stack([_small(f) for f in render(s * steps, SIZE, model)]) for s in (1, -1))
+        derivative = (up - down).T / 2
+        normal = derivative.T @ derivative / ENCODE_ERROR**2 + np.eye(model.components)
+        model.__dict__["encoder"] = derivative, np.linalg.inv(normal)
+    return model.__dict__["encoder"]
+
+
+def _small(picture):
+    return np.asarray(Image.fromarray(picture).resize((48, 48), Image.Resampling.BOX), "float64").ravel()
+
+
+def portrait(faces, seed=0, model=None):
+    """Faces uint8 (n, 96, 96, 3) with hair, neck, shoulders and background: uint8 (n, 218, 178, 3), as in CelebA.
+
+    The surroundings are the likeliest ones for the face, and a random rest.
+    """
+    model = model or load()
+    rng = np.random.default_rng(seed)
+    weights, spread = model.around.guess
+    placed = [_place(Image.fromarray(face), PORTRAIT, *FRAME_IN_PORTRAIT) for face in faces]
+    seen = np.stack([_portrait_vector(np.asarray(image)) for image in placed]) - model.around.mean
+    rest = 0.7 * rng.standard_normal((len(faces), len(spread))) @ spread.T
+    coefficients = _round(seen[:, IN_FRAME] @ weights.T + rest)
+    result = np.empty((len(faces), *PORTRAIT[::-1], 3), "uint8")
+    for i, image in enumerate(placed):
+        around = _portrait_image(model.around.mean + coefficients[i] @ model.around.directions)
+        result[i] = Image.composite(image, around.resize(PORTRAIT, Image.Resampling.BICUBIC), _soft_frame())
+    return result
+
+
+def _portrait_image(vector):
+    luma, chroma = np.split(vector, [AROUND_BLOCKS[0]])
+    ycc = np.empty((AROUND[1], AROUND[0], 3))
+    ycc[..., 0] = luma.reshape(AROUND[::-1])
+    grow = _grow(AROUND[1], AROUND[1] // 2), _grow(AROUND[0], AROUND[0] // 2)
+    ycc[..., 1:] = (grow[0] @ chroma.reshape(2, AROUND[1] // 2, AROUND[0] // 2) @ grow[1].T).transpose(1, 2, 0)
+    return Image.fromarray(np.clip(np.rint(ycc @ YCC_TO_RGB.T), 0, 255).astype("uint8"))
+
+
+def _place(image, size, left, top, side):
+    """An image of `size` (width, height) in which `image` fills a square; its edge goes on beyond it."""
+    scale = image.width / side
+    border = Image.fromarray(np.pad(np.asarray(image), ((1, 1), (1, 1), (0, 0)), mode="edge"))
+    corner = 1 - left * scale, 1 - top * scale
+    matrix = (scale, 0, corner[0], 0, scale, corner[1])
+    return border.transform(size, Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
+
+
+@functools.lru_cache
+def _soft_frame():
+    """How much of a portrait is the face itself, a grey image: white in the middle of its frame, black outside."""
+    left, top, side = FRAME_IN_PORTRAIT
+    x, y = ((np.arange(n) + 0.5 - at) / side for n, at in zip(PORTRAIT, (left, top), strict=True))
+    x, y = (np.clip(np.minimum(v, 1 - v) / 0.16, 0, 1) for v in (x, y))
+    ramp = np.minimum(x[None, :], y[:, None])
+    return Image.fromarray(np.rint(255 * ramp * ramp * (3 - 2 * ramp)).astype("uint8"))
+
+
 # --- a folder of photographs -------------------------------------------------------------------------------
 
 PICTURES = {"utkface": 1600, "celeba": 700, "afad": 300, "megaage_asian": 200, "photographs": 12}
@@ -375,8 +557,6 @@ VERSION = 1
 
 # Ages of the two Asian sets lean to the young (AFAD's are of students): chances at the KNOTS, in between linear.
 YOUNG = {"afad": [8, 10, 7, 4, 1, 0.3, 0.1], "megaage_asian": [5, 8, 9, 6, 3, 1.5, 0.8]}
-# Where the frame of a face (a UTKFace picture) lies in a CelebA picture of 178 x 218: left, top, side, pixels.
-CELEBA_SIZE, CELEBA_FRAME = (178, 218), (38.6, 82.0, 102.6)
 CELEBA_ATTRIBUTES = (
     "5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair "
     "Blond_Hair Blurry Brown_Hair Bushy_Eyebrows Chubby Double_Chin Eyeglasses Goatee Gray_Hair Heavy_Makeup "
@@ -525,9 +705,10 @@ def _write_celeba(folder, n, rng):
     coefficients = centre + np.sqrt(0.75) * own + np.sqrt(0.25) * 0.85 * _rest(rng, n, model)
     numbers = 1 + rng.permutation(max(10_177, n))[:max(1, n // 2)]  # CelebA has 10,177 people
     attributes, identities, faults = [], [], []
-    for i, face in enumerate(render(coefficients, SIZE)):
+    portraits = portrait(render(coefficients, SIZE), rng.integers(2**32))
+    for i, picture in enumerate(portraits):
         path = pictures / f"{i + 1:06d}.jpg"
-        picture = _portrait(face, CELEBA_SIZE, CELEBA_FRAME, rng)
+        picture = _expose(picture, rng)
         fault = CELEBA_FAULTS.get(i % 97) if i >= 97 else None
         if fault:
             _spoil(fault, picture, path, rng)
@@ -548,23 +729,29 @@ CELEBA_FAULTS = {11: "blurred", 40: "no face", 71: "truncated"}
 
 
 def _write_afad(folder, n, rng):
+    """Faces cut out with some of their surroundings, in small pictures of differing size."""
     coefficients, table = draw(n, rng.integers(2**32), ages=_young("afad", n, rng), region="asian")
-    for i, face in enumerate(render(coefficients, SIZE)):
+    portraits = portrait(render(coefficients, SIZE), rng.integers(2**32))
+    left, top, side = FRAME_IN_PORTRAIT
+    for i, picture in enumerate(portraits):
         place = folder / str(table["age"][i]) / ("111" if table["male"][i] else "112")
         place.mkdir(parents=True, exist_ok=True)
-        _save(_photograph(face, int(rng.integers(80, 140)), rng), place / f"{100_000 + 37 * i}-0.jpg", rng)
+        x, y = left - 0.15 * side + rng.uniform(-4, 4), top - 0.25 * side + rng.uniform(-4, 4)
+        size = int(rng.integers(80, 140))
+        box = (x, y, x + 1.3 * side, y + 1.3 * side)
+        face = Image.fromarray(picture).resize((size, size), Image.Resampling.BICUBIC, box)
+        _save(_expose(np.asarray(face), rng), place / f"{100_000 + 37 * i}-0.jpg", rng)
 
 
 def _write_megaage_asian(folder, n, rng):
     coefficients, table = draw(n, rng.integers(2**32), ages=_young("megaage_asian", n, rng), region="asian")
-    faces = render(coefficients, SIZE)
+    portraits = portrait(render(coefficients, SIZE), rng.integers(2**32))
+    (folder / "list").mkdir()
     for part, rows in [("train", range(n - n // 10)), ("test", range(n - n // 10, n))]:
         (folder / part).mkdir()
-        (folder / "list").mkdir(exist_ok=True)
-        for number, i in enumerate(rows, 1):
-            frame = (26, 55, 126)  # left, top, side of the face in a picture of 178 x 218
-            _save(_portrait(faces[i], CELEBA_SIZE, frame, rng), folder / part / f"{number}.jpg", rng)
         names = [f"{number}.jpg" for number in range(1, len(rows) + 1)]
+        for name, i in zip(names, rows, strict=True):
+            _save(_expose(portraits[i], rng), folder / part / name, rng)
         _write_lines(folder / "list" / f"{part}_name.txt", names)
         _write_lines(folder / "list" / f"{part}_age.txt", [str(table["age"][i]) for i in rows])
 
@@ -575,23 +762,47 @@ def _young(name, n, rng):
 
 
 def _write_photographs(folder, n, rng):
-    """Scenes of 640 x 480 with one to four faces, and faces.csv: where each frame lies, age, male, region."""
+    """Scenes of 640 x 480 with one to four people, and faces.csv: where the frame of each face lies, and who."""
     rows = []
     for i in range(n):
         count = 1 + i % 4
         coefficients, table = draw(count, rng.integers(2**32))
-        scene = np.asarray(_backdrop(640, 480, rng), "float64")
-        edge = 640 / count
-        for j, face in enumerate(render(coefficients, SIZE)):
-            side = min(edge * 0.62, 200) * rng.uniform(0.6, 1.0)
-            left = edge * (j + 0.5) - side / 2 + rng.uniform(-0.1, 0.1) * edge
-            top = rng.uniform(0.45, 0.8) * (480 - 1.5 * side)
-            _paste(scene, face, (left, top, side), rng)
-            where = {"x": left, "y": top, "width": side, "height": side}
-            row = {"path": f"{i + 1:02d}.jpg", **{k: round(v, 1) for k, v in where.items()}}
+        portraits = portrait(render(coefficients, SIZE), rng.integers(2**32))
+        column = 640 / count
+        places = []
+        for j in range(count):
+            scale = min(1.15 * column, 420) / PORTRAIT[0] * rng.uniform(0.75, 1)
+            x = column * (j + 0.5) - PORTRAIT[0] * scale / 2 + rng.uniform(-0.05, 0.05) * column
+            y = 480 - PORTRAIT[1] * scale * rng.uniform(0.95, 1.3)
+            places.append((max(y, -60 * scale), x, scale))
+        _save(_grain(_scene(640, 480, portraits, places), rng), folder / f"{i + 1:02d}.jpg", rng)
+        for j, (y, x, scale) in enumerate(places):
+            left, top, side = np.array(FRAME_IN_PORTRAIT) * scale
+            where = {"x": x + left, "y": y + top, "width": side, "height": side}
+            row = {"path": f"{i + 1:02d}.jpg", **{key: round(float(value), 1) for key, value in where.items()}}
             rows.append({**row, **table.iloc[j].to_dict()})
-        _save(_grain(scene, rng), folder / f"{i + 1:02d}.jpg", rng)
     pd.DataFrame(rows).to_csv(folder / "faces.csv", index=False)
+
+
+def _scene(width, height, portraits, places):
+    """Portraits at places (y, x, scale), float64 (height, width, 3); between them their colours run together."""
+    from scipy.ndimage import gaussian_filter
+
+    scene, shown = np.zeros((height, width, 3)), np.zeros((height, width, 1))
+    for picture, (y, x, scale) in zip(portraits, places, strict=True):
+        size = round(PORTRAIT[0] * scale), round(PORTRAIT[1] * scale)
+        small = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC), "float64")
+        across, down = (np.clip(np.minimum(np.arange(n) + 1, n - np.arange(n)) / (0.18 * n), 0, 1) for n in size)
+        alpha = np.minimum(down[:, None], across)[..., None]
+        top, left = round(y), round(x)
+        part = slice(max(top, 0), min(top + size[1], height)), slice(max(left, 0), min(left + size[0], width))
+        own = slice(part[0].start - top, part[0].stop - top), slice(part[1].start - left, part[1].stop - left)
+        scene[part] = scene[part] * (1 - alpha[own]) + small[own] * alpha[own]
+        shown[part] = shown[part] * (1 - alpha[own]) + alpha[own]
+    far = gaussian_filter(np.concatenate([scene, shown], axis=-1)[::8, ::8], (6, 6, 0), mode="nearest")
+    far = far + 1e-3 * far.mean(axis=(0, 1))
+    far = Image.fromarray(np.clip(far[..., :3] / far[..., 3:], 0, 255).astype("uint8"))
+    return scene + (1 - shown) * np.asarray(far.resize((width, height), Image.Resampling.BICUBIC), "float64")
 
 
 _WRITERS = {"utkface": _write_utkface, "celeba": _write_celeba, "afad": _write_afad,
@@ -599,56 +810,18 @@ _WRITERS = {"utkface": _write_utkface, "celeba": _write_celeba, "afad": _write_a
 
 
 def _photograph(face, size, rng):
-    """A face-filled picture uint8 (size, size, 3): exposure and grain differ from picture to picture."""
-    picture = np.asarray(Image.fromarray(face).resize((size, size), Image.Resampling.BICUBIC), "float64")
-    return _grain((picture - 128) * rng.uniform(0.9, 1.1) + 128 + rng.uniform(-12, 12), rng)
+    """A face-filled picture uint8 (size, size, 3)."""
+    return _expose(np.asarray(Image.fromarray(face).resize((size, size), Image.Resampling.BICUBIC)), rng)
+
+
+def _expose(picture, rng):
+    """Contrast, brightness and grain differ from picture to picture."""
+    return _grain((picture - 128.0) * rng.uniform(0.9, 1.1) + 128 + rng.uniform(-12, 12), rng)
 
 
 def _grain(picture, rng):
     noise = rng.standard_normal(picture.shape[:2]) * rng.uniform(1.5, 4)
     return np.clip(np.rint(picture + noise[..., None]), 0, 255).astype("uint8")
-
-
-def _portrait(face, size, frame, rng):
-    """A face with its surroundings, uint8 (height, width, 3); frame = left, top, side of the face in it."""
-    picture = np.asarray(_backdrop(*size, rng), "float64")
-    _paste(picture, face, frame, rng)
-    return _grain(picture, rng)
-
-
-def _backdrop(width, height, rng):
-    """Out-of-focus colours, an image."""
-    colours = rng.uniform(40, 220, 3) + rng.uniform(-50, 50, (4, 4, 3))
-    small = Image.fromarray(np.clip(colours, 0, 255).astype("uint8"))
-    return small.resize((width, height), Image.Resampling.BICUBIC)
-
-
-def _paste(scene, face, frame, rng):
-    """Put a face and its blurred-out surroundings into a scene, float64 (h, w, 3), in place."""
-    left, top, side = frame
-    around = SIZE * 3 // 4  # beyond its border a face goes on as its own edge does, ever more blurred
-    wide = np.pad(face, ((around, around), (around, around), (0, 0)), mode="edge").astype("float64")
-    from scipy.ndimage import gaussian_filter
-
-    soft = gaussian_filter(wide, (6, 6, 0))
-    grid = np.arange(len(wide)) - around - (SIZE - 1) / 2
-    outside = np.clip((np.maximum(np.abs(grid[:, None]), np.abs(grid)) - SIZE / 2 + 2) / 6, 0, 1)[..., None]
-    wide = wide * (1 - outside) + soft * outside
-    # Head and shoulders: an oval, and below it a wider one.
-    head = 1.15 - np.hypot(grid / (0.78 * SIZE), (grid[:, None] + 0.12 * SIZE) / (0.98 * SIZE))
-    body = 1.1 - np.hypot(grid / (1.15 * SIZE), (grid[:, None] - 1.3 * SIZE) / (0.75 * SIZE))
-    alpha = np.clip(np.maximum(head, body) * 5, 0, 1)
-    scale = side / SIZE
-    height, width = scene.shape[:2]
-    box = [(x - at) / scale + around for x, at in ((0, left), (0, top), (width, left), (height, top))]
-    matrix = ((box[2] - box[0]) / width, 0, box[0], 0, (box[3] - box[1]) / height, box[1])
-    layer = np.concatenate([np.rint(np.clip(wide, 0, 255)), np.rint(alpha * 255)[..., None]], axis=-1)
-    image = Image.fromarray(layer.astype("uint8"), "RGBA")
-    image = image.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC)
-    layer = np.asarray(image, "float64")
-    alpha = layer[..., 3:] / 255
-    scene *= 1 - alpha
-    scene += layer[..., :3] * alpha
 
 
 def _save(picture, path, rng):
@@ -687,10 +860,8 @@ def _spoil(fault, picture, path, rng, other=None, original=""):
     elif fault == "no face":
         _landscape(*image.size, rng).save(path, "JPEG", quality=90)
     elif fault == "several faces":
-        scene = np.asarray(_backdrop(200, 200, rng), "float64")
-        for place, face in ((8, picture), (106, other)):
-            small = np.asarray(Image.fromarray(face).resize((SIZE, SIZE), Image.Resampling.BOX))
-            _paste(scene, small, (place, 60, 86), rng)
+        pair = [np.asarray(Image.fromarray(p).resize((SIZE, SIZE), Image.Resampling.BOX)) for p in (picture, other)]
+        scene = _scene(200, 200, portrait(pair, rng.integers(2**32)), [(20, -16, 0.72), (30, 90, 0.72)])
         _save(_grain(scene, rng), path, rng)
     elif fault in ("grey", "CMYK"):
         image.convert("L" if fault == "grey" else "CMYK").save(path, "JPEG", quality=90)
