@@ -350,7 +350,7 @@ def mae_by_age(curves, published=None, ax=None):
 
 
 @_styled
-def confusion(matrix, names, ax=None, what="age group (years)"):
+def confusion(matrix, names, ax=None, what="age group (years)", title="percent of each row"):
     """True groups in rows, predicted ones in columns, in percent of each row; n counts its pictures."""
     matrix = np.asarray(matrix, dtype="float64")
     total = matrix.sum(axis=1)
@@ -371,7 +371,7 @@ def confusion(matrix, names, ax=None, what="age group (years)"):
     ax.set_yticks(
         range(len(names)), [f"{name}  (n = {n:,.0f})" for name, n in zip(names, total, strict=True)]
     )
-    ax.set(xlabel=f"predicted {what}", ylabel=f"true {what}", title="percent of each row")
+    ax.set(xlabel=f"predicted {what}", ylabel=f"true {what}", title=title)
     ax.grid(visible=False)
     return ax
 
@@ -455,35 +455,32 @@ def age_distribution(probabilities, age=None, ax=None):
 
 @_styled
 def bars_with_intervals(
-    table, name, value, low=None, high=None, label=None, ax=None, scale=1, counts="pictures"
+    table, name, value, low=None, high=None, label=None, ax=None, scale=1, counts="pictures", dots=False
 ):
     """A bar for each row of a table with its interval, and how many pictures stand behind it.
 
     name, value, low, high, counts : the columns to show; label : of the axis, with its unit;
-    scale : 100 for percent
+    scale : 100 for percent; dots : instead of bars, where the axis need not begin at 0
     """
     ax = _axes(ax, 7.5, 1.2 + 0.4 * len(table))
+    place = np.arange(len(table))
     values = scale * table[value].astype("float64").to_numpy()
     names = [str(text) for text in table[name]]
     if counts in table:
         names = [f"{text}  (n = {n:,})" for text, n in zip(names, table[counts], strict=True)]
-    ax.barh(range(len(table)), values, height=0.6, color=BLUE)
+    if dots:
+        ax.plot(values, place, "o", color=BLUE, markersize=9, zorder=3)
+    else:
+        ax.barh(place, values, height=0.6, color=BLUE)
     ends = values
     if low and high:
         low, high = (scale * table[column].astype("float64").to_numpy() for column in (low, high))
-        ax.hlines(range(len(table)), low, high, color=DARK, linewidth=2)
+        ax.hlines(place, low, high, color=BLUE if dots else DARK, linewidth=2)
         ends = np.fmax(values, high)
-    for place, (text, end) in enumerate(zip(values, ends, strict=True)):
-        if not np.isnan(text):
-            ax.annotate(
-                f"{text:.1f}",
-                (end, place),
-                xytext=(5, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=10,
-            )
-    ax.set_yticks(range(len(table)), names)
+    for row, number, end in zip(place, values, ends, strict=True):
+        if not np.isnan(number):
+            ax.annotate(f"{number:.1f}", (end, row), xytext=(7, 0), textcoords="offset points", va="center")
+    ax.set_yticks(place, names)
     ax.set_ylim(len(table) - 0.4, -0.6)
     ax.set_xlabel(label or value)
     ax.grid(axis="y", visible=False)

@@ -162,7 +162,10 @@ def test_bars_with_intervals_survive_a_missing_figure():
     ax = plots.bars_with_intervals(table, "race", "mae", "mae_low", "mae_high", label="MAE (years)")
     assert [t.get_text() for t in ax.get_yticklabels()][0] == "a  (n = 100)"
     assert texts(ax) == [f"{table['mae'][i]:.1f}" for i in (0, 2)]
-    assert ax.get_xlabel() == "MAE (years)"
+    assert ax.get_xlabel() == "MAE (years)" and ax.get_xlim()[0] == 0
+    ax = plots.bars_with_intervals(table, "race", "accuracy", "accuracy_low", "accuracy_high", scale=100, dots=True)
+    np.testing.assert_allclose(ax.lines[0].get_xdata(), 100 * table["accuracy"])
+    assert ax.get_xlim()[0] > 50
 
 
 def test_one_style_and_colours_for_everybody():
