@@ -144,6 +144,34 @@ def features(ages, male, race):
     return np.concatenate(columns, axis=1)
 
 
+def training_pictures(table):
+    """Pictures to fit the model on, and their rows: of UTKFace's table, the adults of the training fold.
+
+    Grey pictures would teach that faces may be grey, blurred ones that they may be blurred: both are left out.
+    Returns uint8 (n, 96, 96, 3) and the table of these n rows with a column `race`.
+    """
+    from fag_utils.datasets import utkface
+
+    table = table[table["reason"].isna() & (table["fold"] == "train")
+                  & table["age"].between(labels.MIN_AGE, labels.MAX_AGE)]
+    pictures, kept = [], []
+    for index, path in table["path"].items():
+        try:
+            with Image.open(path) as image:
+                picture = np.asarray(image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.LANCZOS))
+        except OSError:
+            continue
+        colour = np.mean(picture.max(axis=-1).astype(float) - picture.min(axis=-1))
+        grey = picture.mean(axis=-1)
+        middle = grey[1:-1, 1:-1]
+        laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * middle
+        if colour > 20 and laplacian.var() > 150:
+            pictures.append(picture)
+            kept.append(index)
+    table = table.loc[kept].reset_index(drop=True)
+    return np.stack(pictures), table.assign(race=[utkface.race(path) for path in table["path"]])
+
+
 def fit(pictures, ages, male, race, components=300, progress=print):
     """Fit the generative model on real faces.
 
@@ -154,7 +182,8 @@ def fit(pictures, ages, male, race, components=300, progress=print):
     components : int, how many principal components to keep
     progress : called with a line of text after each step
 
-    Returns a Model. Needs OpenCV (for the optical flow); 10,000 pictures take about four minutes and 4 GB.
+    Returns (Model, coefficients of the pictures (n, K)). The Model has no `around` yet, see `fit_surroundings`.
+    Needs OpenCV 4 (for the optical flow); 10,000 pictures take about three minutes and 4 GB.
     """
     pictures = np.asarray(pictures)
     if pictures.shape[1:] != (SIZE, SIZE, 3) or len(pictures) <= components:
@@ -181,7 +210,7 @@ def fit(pictures, ages, male, race, components=300, progress=print):
     counts = np.zeros((2, labels.N_AGES), int)
     np.add.at(counts, (np.asarray(male, int), labels.age_to_class(ages)), 1)
     races = np.array([np.sum(np.asarray(race) == name) for name in RACES])
-    return Model(mean / weights, basis, exponents, regression, spread, reader, counts, races)
+    return Model(mean / weights, basis, exponents, regression, spread, reader, counts, races), coefficients
 
 
 def principal_components(vectors, components, seed=0):
@@ -468,38 +497,38 @@ def walk(first, second, steps=8):
     return _round((1 - share) * np.asarray(first) + share * np.asarray(second))
 
 
-def encode(pictures, steps=12, model=None):
-    """The coefficients (n, K) that come closest to pictures uint8 (n, size, size, 3), framed as the model's.
+def encode(pictures, model=None):
+    """The likeliest coefficients (n, K) of pictures uint8 (n, size, size, 3), framed as the model's.
 
-    Gauss-Newton steps from the mean face, all with the derivative at the mean face, and held back towards it as
-    a normal distribution of coefficients demands.
+    From coarse to fine pictures, Gauss-Newton steps from the mean face, all with the derivative at the mean face,
+    held back towards it as a normal distribution of coefficients demands; steps that make it worse are shortened.
     """
     model = model or load()
-    derivative, solve = _encoder(model)
-    wanted = np.stack([_small(picture) for picture in pictures])
-    coefficients = np.zeros((len(wanted), model.components))
-    for _ in range(steps):
-        error = wanted - np.stack([_small(face) for face in render(coefficients, SIZE, model)])
-        coefficients = coefficients + (error @ derivative / ENCODE_ERROR**2 - coefficients) @ solve
+    steps = np.eye(model.components) / 2
+    up, down = render(steps, SIZE, model), render(-steps, SIZE, model)
+    coefficients = np.zeros((len(pictures), model.components))
+    for side, error, rounds in [(12, 30.0, 5), (24, 20.0, 5), (48, 20.0, 8)]:  # error in grey levels
+        wanted, derivative = _shrink(pictures, side), (_shrink(up, side) - _shrink(down, side)).T / error
+        solve = np.linalg.inv(derivative.T @ derivative + np.eye(model.components))
+
+        def cost(c, wanted=wanted, side=side, error=error):
+            missing = (wanted - _shrink(render(c, SIZE, model), side)) / error
+            return missing, (missing**2).sum(axis=1) + (c**2).sum(axis=1)
+
+        length = np.full((len(pictures), 1), 0.7)
+        missing, now = cost(coefficients)
+        for _ in range(rounds):
+            trial = coefficients + length * ((missing @ derivative - coefficients) @ solve)
+            trial_missing, then = cost(trial)
+            better = then < now
+            coefficients[better], missing[better], now[better] = trial[better], trial_missing[better], then[better]
+            length = np.where(better[:, None], np.minimum(1, 1.5 * length), length / 3)
     return _round(coefficients)
 
 
-ENCODE_ERROR = 6.0  # grey levels
-
-
-def _encoder(model):
-    """How a small picture changes with each coefficient, (pixels, K), and the inverse of the normal matrix."""
-    if "encoder" not in model.__dict__:
-        steps = np.eye(model.components)
-        up, down = (np.stack([_small(f) for f in render(s * steps, SIZE, model)]) for s in (1, -1))
-        derivative = (up - down).T / 2
-        normal = derivative.T @ derivative / ENCODE_ERROR**2 + np.eye(model.components)
-        model.__dict__["encoder"] = derivative, np.linalg.inv(normal)
-    return model.__dict__["encoder"]
-
-
-def _small(picture):
-    return np.asarray(Image.fromarray(picture).resize((48, 48), Image.Resampling.BOX), "float64").ravel()
+def _shrink(pictures, side):
+    small = [Image.fromarray(p).resize((side, side), Image.Resampling.BOX) for p in pictures]
+    return np.stack([np.asarray(image, "float64").ravel() for image in small])
 
 
 def portrait(faces, seed=0, model=None):
@@ -703,6 +732,7 @@ def _write_celeba(folder, n, rng):
     centre = features(table["age"], table["male"], table["race"]) @ model.regression
     own = coefficients - centre
     coefficients = centre + np.sqrt(0.75) * own + np.sqrt(0.25) * 0.85 * _rest(rng, n, model)
+    coefficients = _clear(coefficients, table["age"], table["male"], model)
     numbers = 1 + rng.permutation(max(10_177, n))[:max(1, n // 2)]  # CelebA has 10,177 people
     attributes, identities, faults = [], [], []
     portraits = portrait(render(coefficients, SIZE), rng.integers(2**32))
@@ -850,7 +880,7 @@ def _spoil(fault, picture, path, rng, other=None, original=""):
     if fault == "too small":
         image.resize((24, 24), Image.Resampling.BOX).save(path, "JPEG", quality=90)
     elif fault == "blurred":
-        image.filter(ImageFilter.GaussianBlur(min(image.size) / 30)).save(path, "JPEG", quality=90)
+        image.filter(ImageFilter.GaussianBlur(min(image.size) / 40)).save(path, "JPEG", quality=90)
     elif fault == "truncated":
         data = io.BytesIO()
         image.save(data, "JPEG", quality=90)
