@@ -225,28 +225,26 @@ def _erase(x, chosen, place, size):
     return tf.where(hidden, 127.0, x)
 
 
-def dataset(crops, table, rows, size, augmentation=NO_AUGMENTATION, seed=0):
+def dataset(crops, table, rows, size, augmentation=NO_AUGMENTATION, seed=0, heads=("age", "gender")):
     """tf.data of (pictures, targets, weights) for the given rows (steps, batch_size) of a table.
 
     crops : (n, s, s, 3) uint8, from `load_crops`, one for each row of the table
     Pictures: (batch, size, size, 3) float32 RGB 0..255. Targets: {"age": (batch,) class 0..47,
     "gender": (batch, 2) one-hot}. Weights: 0 where age (or gender) is missing or outside 18..65: such a
-    picture teaches the other task only.
+    picture teaches the other task only. `heads` names those that the network has.
     """
     age, male = table["age"].to_numpy("float64"), table["male"].to_numpy("float64")
     age_known = (age >= labels.MIN_AGE) & (age < labels.MAX_AGE + 1)
     age_class = np.where(age_known, age - labels.MIN_AGE, 0).astype("int32")
     male_known = ~np.isnan(male)
     gender = np.eye(2, dtype="float32")[np.where(male_known, male, 0).astype(int)]
-    columns = [tf.constant(c) for c in (age_class, gender, age_known.astype("float32"),
-                                        male_known.astype("float32"))]
+    targets = {"age": tf.constant(age_class), "gender": tf.constant(gender)}
+    weights = {"age": tf.constant(age_known, tf.float32), "gender": tf.constant(male_known, tf.float32)}
     crops = tf.constant(crops)
 
     def batch(number, index):
         pictures = see(tf.gather(crops, index), size, augmentation, tf.stack([seed, number]))
-        age_class, gender, age_weight, gender_weight = (tf.gather(column, index) for column in columns)
-        return (pictures, {"age": age_class, "gender": gender},
-                {"age": age_weight, "gender": gender_weight})
+        return pictures, *({head: tf.gather(column[head], index) for head in heads} for column in (targets, weights))
 
     data = tf.data.Dataset.from_tensor_slices((np.arange(len(rows), dtype="int32"), rows.astype("int32")))
     return data.map(batch, num_parallel_calls=2).prefetch(2)
