@@ -54,8 +54,9 @@ $(READY): pyproject.toml tools/requirements.py
 	  { echo "Python 3.10 or newer is needed: sudo apt install python3, or make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 	  { echo "This Python can't make a virtual environment: sudo apt install python3-venv"; exit 1; }
-	@echo "Installing into .venv: a download of some 700 MB the first time ..."
+	@echo "Installing into .venv: a download of some 600 MB the first time ..."
 	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install -q --upgrade pip
 	@$(BIN)/python tools/requirements.py '$(TENSORFLOW)' > .venv/requirements.txt
 	@$(BIN)/python -m pip install -q -r .venv/requirements.txt
 	@$(BIN)/python -m pip install -q --no-deps -e .

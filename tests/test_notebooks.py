@@ -76,7 +76,7 @@ def test_begins_with_title_badge_aim_and_running_time(path, notebook):
     assert re.match(rf"# {number}\b", first.source), "the title begins with the notebook's number"
     assert course.badge(path.name) in first.source.splitlines()
     assert len(book.aim(notebook)) > 60, "a paragraph says what will be true at the end"
-    assert re.search(r"\d", book.running_time(notebook)), "the running time is stated"
+    assert re.search(r"second|minute|\bs\b", book.running_time(notebook)), "the running time is stated"
 
 
 def test_scale_is_the_parameter_and_classroom_is_what_it_is_kept_at(notebook):

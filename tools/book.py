@@ -78,9 +78,9 @@ def aim(notebook):
 
 
 def running_time(notebook):
-    """What the notebook says of its running time, or nothing."""
-    found = re.search(r"running time\W*(.+)", _first_text(notebook), re.I)
-    return found[1].strip(" *_") if found else ""
+    """What the notebook says of its running time at classroom scale: the first sentence, or nothing."""
+    found = re.search(r"running time\W*(.+?)(?:[.;]\s|[.;]?\n\n|[.;]?$)", _first_text(notebook), re.I | re.S)
+    return " ".join(found[1].strip(" *_").split()) if found else ""
 
 
 def _first_text(notebook):
