@@ -25,7 +25,9 @@ class Row(NamedTuple):
     s: int
 
 
-def _published(gdconv):
+def table_rows(size):
+    """Table 1 for pictures of size x size pixels: only GDConv's kernel, the map that is left, depends on it."""
+    side = -(-size // 16)  # four strides of 2, each rounded up
     return [
         Row("conv3x3", None, 64, 1, 2),
         Row("depthwise conv3x3", None, 64, 1, 1),
@@ -35,13 +37,13 @@ def _published(gdconv):
         Row("bottleneck", 4, 128, 1, 2),
         Row("bottleneck", 2, 128, 2, 1),
         Row("conv1x1", None, 512, 1, 1),
-        Row(f"linear {gdconv}", None, 512, 1, 1),
+        Row(f"linear GDConv{side}x{side}", None, 512, 1, 1),
         Row("linear conv1x1", None, 128, 1, 1),
     ]
 
 
-# The two published networks, by input size. GDConv covers whatever map is left: 7x7 of 112, 4x4 of 62 pixels.
-TABLES = {112: _published("GDConv7x7"), 62: _published("GDConv4x4")}
+# The two published networks, by input size.
+TABLES = {size: table_rows(size) for size in (112, 62)}
 
 # What the authors report: of 112 at width 1.0 in the paper above; of 62 at width 0.75, with both heads, the
 # author of the age and gender recipe (github.com/vaan2010/FaceAgeGenderRecognition): recipe="reference" below.
@@ -126,14 +128,15 @@ def mobilefacenet(size=112, width=1.0, recipe="paper"):
     """
     if recipe not in RECIPES:
         raise ValueError(f"recipe must be one of {RECIPES}, got {recipe!r}")
-    if int(size) != size or size < 32:
-        raise ValueError(f"size must be a whole number of pixels, 32 or more, got {size}")
+    size = int(size)
+    if size < 32:
+        raise ValueError(f"size must be 32 pixels or more, got {size}")
     if not 0.125 <= width <= 4:
         raise ValueError(f"width must lie in 0.125..4 (published: 1.0 and 0.75), got {width}")
     reference = recipe == "reference"
-    picture = keras.Input((int(size), int(size), 3), name="picture")
+    picture = keras.Input((size, size, 3), name="picture")
     x = layers.Rescaling(1 / 128, offset=-127.5 / 128, name="rescale")(picture)
-    for number, (operator, t, c, n, s) in enumerate(TABLES.get(size, TABLES[112]), start=1):
+    for number, (operator, t, c, n, s) in enumerate(table_rows(size), start=1):
         for block in range(n):
             name = f"row{number}" if n == 1 else f"row{number}_{block + 1}"
             strides = s if block == 0 else 1
@@ -236,12 +239,12 @@ def count(model):
 def layer_table(size=112, width=1.0, recipe="paper"):
     """The published table beside what it costs, measured on the built network.
 
-    DataFrame, one row a row of the table: operator, t, c, n, s as published; output (height, width and
+    DataFrame, one row (1 to 10) a row of the table: operator, t, c, n, s as published; output (height x width x
     channels); parameters, deployed and multiply_adds (see `count`) summed over the row's layers.
     """
     model = mobilefacenet(size, width, recipe)
     rows = []
-    for number, row in enumerate(TABLES.get(size, TABLES[112]), start=1):
+    for number, row in enumerate(table_rows(size), start=1):
         mine = [layer for layer in model.layers if layer.name.split("_")[0] == f"row{number}"]
         rows.append({
             **row._asdict(),
@@ -250,4 +253,4 @@ def layer_table(size=112, width=1.0, recipe="paper"):
             "deployed": sum(deployed_parameters(layer) for layer in mine),
             "multiply_adds": sum(multiply_adds(layer) for layer in mine),
         })
-    return pd.DataFrame(rows).astype({"t": "Int64"})
+    return pd.DataFrame(rows, index=pd.RangeIndex(1, len(rows) + 1, name="row")).astype({"t": "Int64"})
