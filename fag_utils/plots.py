@@ -345,7 +345,7 @@ def mae_by_age(curves, published=None, ax=None):
             ax.axhline(errors, color=colour, linewidth=1.5, linestyle=":", label=name)
     ax.set(xlabel="age (years)", ylabel="mean absolute error (years)", xlim=(edges[0], edges[-1]))
     ax.set_ylim(bottom=0)
-    ax.legend(loc="upper left")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)  # above: curves rise at both ends
     return ax
 
 
