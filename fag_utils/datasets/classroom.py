@@ -131,7 +131,7 @@ def features(ages, male, race):
 
     ages in years (n,), male 0 or 1 (n,), race: names as in RACES (UTKFace's labels), one or (n,).
     """
-    ages, male = np.atleast_1d(np.asarray(ages, "float64")), np.atleast_1d(np.asarray(male, "float64"))
+    ages, male = np.broadcast_arrays(np.atleast_1d(np.asarray(ages, "float64")), np.asarray(male, "float64"))
     race = np.broadcast_to(np.asarray(race), ages.shape)
     unknown = sorted(set(race.tolist()) - set(RACES))
     if unknown:
