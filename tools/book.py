@@ -70,10 +70,11 @@ def title(notebook):
 
 
 def aim(notebook):
-    """The first paragraph of prose: what will be true at the end."""
+    """What will be true at the end: the first paragraph of prose, from its words "At the end" if it has them."""
     for paragraph in re.split(r"\n\s*\n", _first_text(notebook)):
         if not paragraph.lstrip().startswith(("#", "[![", "-", "*", "|")):
-            return " ".join(paragraph.split())
+            text = " ".join(paragraph.split())
+            return text[max(text.find("At the end"), 0):]
     return ""
 
 
