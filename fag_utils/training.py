@@ -177,6 +177,9 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     for epoch in range(len(history), epochs):
         began = time.perf_counter()
         rows = epoch_rows(epoch)
+        for layer in model.layers:  # dropout too follows from the epoch's number, not from what ran before
+            if hasattr(layer, "seed_generator"):
+                layer.seed_generator.state.assign([seed, epoch])
         data = batches.dataset(crops, table, rows, size, recipe.augmentation, 1000 * seed + epoch,
                                model.output_names)
         step = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.update(1))

@@ -1,0 +1,182 @@
+"""Losses, resuming after a kill, splitting, calibrating."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from fag_utils import batches, labels, training
+from fag_utils.models import gender_classifier, mobilefacenet
+
+SMALL = """
+import keras, numpy as np, pandas as pd
+from fag_utils import batches, training
+
+def network():
+    keras.utils.set_random_seed(1)
+    x = keras.Input((8, 8, 3))
+    y = keras.layers.Rescaling(1 / 128, offset=-1)(x)
+    y = keras.layers.Conv2D(8, 3, strides=2, name="c")(y)
+    y = keras.layers.BatchNormalization(name="b")(y)
+    y = keras.layers.Dropout(0.2)(keras.layers.Flatten()(y))
+    heads = {"age": keras.layers.Dense(48, "softmax", name="age")(y),
+             "gender": keras.layers.Dense(2, "softmax", name="gender")(y)}
+    return keras.Model(x, heads, name="small")
+
+def train(folder, on_epoch=None, epochs=4):
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"age": random.integers(18, 66, 96).astype(float), "male": random.integers(0, 2, 96) * 1.0})
+    crops = random.integers(0, 256, (96, 12, 12, 3), dtype="uint8")
+    crops[table["male"] == 1, :, :6] //= 4  # something to learn
+    model = network()
+    rows = lambda epoch: batches.shuffled(table, 16, seed=epoch)
+    history = training.fit(model, crops, table, epochs, training.OURS, rows, 8, folder, (crops[:20], table[:20]),
+                           progress=False, on_epoch=on_epoch)
+    return model, history
+"""
+exec(SMALL)
+FIGURES = ["epoch", "loss", "mae", "accuracy", "tune_mae", "tune_accuracy"]
+
+
+def test_a_training_that_was_killed_goes_on_as_if_nothing_had_happened(tmp_path):
+    program = SMALL + textwrap.dedent("""
+        import os, signal, sys
+        def die(history):
+            if len(history) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+        train(sys.argv[1], die)
+    """)
+    killed = subprocess.run([sys.executable, "-c", program, str(tmp_path / "killed")], capture_output=True,
+                            env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    seen = []
+    model, history = train(tmp_path / "killed", lambda h: seen.append(len(h)))  # noqa: F821
+    assert seen == [3, 4]  # the two finished epochs were not trained again
+    straight, expected = train(tmp_path / "straight")  # noqa: F821
+    pd.testing.assert_frame_equal(history[FIGURES], expected[FIGURES], rtol=1e-4)
+    for one, two in zip(model.get_weights(), straight.get_weights(), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-5)
+
+
+def test_a_finished_training_is_loaded_not_repeated(tmp_path):
+    first, history = train(tmp_path)  # noqa: F821
+    again = []
+    second, same = train(tmp_path, again.append)  # noqa: F821
+    assert not again and history[FIGURES].equals(same[FIGURES])
+    assert all(np.array_equal(a, b) for a, b in zip(first.get_weights(), second.get_weights(), strict=True))
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+    assert len(list(tmp_path.glob("*.h5"))) == 1  # only the last checkpoint is kept
+
+
+def test_a_folder_with_another_training_is_refused(tmp_path):
+    train(tmp_path, epochs=1)  # noqa: F821
+    with pytest.raises(ValueError, match="another training"):
+        train(tmp_path, epochs=2)  # noqa: F821
+
+
+def test_age_distribution_is_least_at_the_age_and_grows_with_the_distance():
+    peaks = np.exp(-0.5 * ((np.arange(48) - np.arange(48)[:, None]) / 2) ** 2)
+    peaks = (peaks / peaks.sum(axis=1, keepdims=True)).astype("float32")
+    loss = np.asarray(training.AgeDistribution(sigma=2, reduction=None)(np.full(48, 20), peaks))
+    assert loss.argmin() == 20
+    assert (np.diff(loss[20:]) > 0).all() and (np.diff(loss[:21]) < 0).all()
+
+
+def test_age_distribution_by_hand():
+    flat = np.full((1, 48), 1 / 48, "float32")
+    loss = float(training.AgeDistribution(sigma=2, mean_weight=0.1)(np.array([0]), flat))
+    assert loss == pytest.approx(np.log(48) + 0.1 * 23.5, rel=1e-4)  # entropy, and a mean 23.5 years off
+
+
+def test_expected_age_error_is_in_years_and_heeds_weights():
+    metric = training.ExpectedAgeError()
+    metric.update_state(np.array([10, 20]), np.eye(48, dtype="float32")[[13, 21]], np.array([1.0, 0.0]))
+    assert float(metric.result()) == pytest.approx(3)
+
+
+def test_fused_batch_norm_is_batch_norm():
+    x = np.random.default_rng(0).normal(2, 3, (64, 5, 5, 4)).astype("float32")
+    plain = keras.layers.BatchNormalization(momentum=0.9, name="n")
+    fused = training.FusedBatchNormalization(momentum=0.9, name="n")
+    for _ in range(2):
+        np.testing.assert_allclose(plain(x, training=True), fused(x, training=True), atol=1e-4)
+    for a, b in zip(plain.get_weights(), fused.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4)
+    np.testing.assert_allclose(plain(x), fused(x), rtol=2e-3, atol=2e-3)
+
+
+def test_the_fast_copy_is_the_same_network():
+    model = gender_classifier(mobilefacenet(32, 0.125))
+    copy = training.fast_copy(model)
+    x = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype("float32")
+    np.testing.assert_allclose(model(x)["gender"], copy(x)["gender"], atol=1e-6)
+    assert [w.path for w in model.weights] == [w.path for w in copy.weights]
+
+
+def test_published_recipe_is_adam_at_a_hundredth_without_decay():
+    model = network()  # noqa: F821
+    training.compile_model(model, training.PUBLISHED, steps=100, steps_per_epoch=10)
+    assert type(model.optimizer) is keras.optimizers.Adam
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.01)
+    assert model.optimizer.weight_decay is None
+    assert training.PUBLISHED.age_loss == "sparse" and training.PUBLISHED.balance == "published"
+
+
+def cleaned(n=400):
+    random = np.random.default_rng(0)
+    return pd.DataFrame({
+        "path": [f"p{i}.jpg" for i in range(n)], "crop": [f"c{i}.jpg" for i in range(n)],
+        "identity": [f"who{i // 4}" if i < 200 else None for i in range(n)],
+        "age": random.integers(1, 90, n).astype(float), "male": random.integers(0, 2, n).astype(float),
+        "fold": random.choice(["train", "validation", "test"], n, p=[0.8, 0.1, 0.1]), "keep": random.random(n) < 0.9,
+    })
+
+
+def test_the_tuning_part_shares_nobody_with_the_rest_and_no_other_fold_is_touched():
+    table = cleaned()
+    learn, tune = training.split(table)
+    assert set(learn["fold"]) == set(tune["fold"]) == {"train"}
+    assert learn["keep"].all() and tune["keep"].all()
+    assert not set(learn["path"]) & set(tune["path"])
+    assert not set(learn["identity"].dropna()) & set(tune["identity"].dropna())
+    assert len(learn) + len(tune) == (table["keep"] & (table["fold"] == "train")).sum()
+    assert 0.01 < len(tune) / len(learn) < 0.2
+
+
+def test_nothing_to_learn_is_said():
+    with pytest.raises(ValueError, match="nothing to learn"):
+        training.split(cleaned().assign(keep=False))
+
+
+def test_validation_rows_never_teach_gender_either(monkeypatch, tmp_path):
+    seen = {}
+    monkeypatch.setattr(batches, "load_crops", lambda paths, size: np.zeros((len(list(paths)), 97, 97, 3), "uint8"))
+    monkeypatch.setattr(training, "fit", lambda model, crops, table, *a, **k: seen.update(table=table))
+    table = cleaned()
+    training.train_multitask(table, tmp_path, gender_only=cleaned(), epochs=1, width=0.125)
+    assert set(seen["table"]["fold"]) == {"train"} and seen["table"]["keep"].all()
+
+
+def test_calibration_brings_intervals_to_80_percent():
+    random = np.random.default_rng(0)
+    n = 4000
+    truth = random.integers(25, 60, n)
+    guess = np.clip(truth + random.normal(0, 6, n), 18, 65)  # errors of 6 years ...
+    sure = np.exp(-0.5 * ((labels.AGES - guess[:, None]) / 2) ** 2)  # ... from a network that claims 2
+    sure /= sure.sum(axis=1, keepdims=True)
+    male = random.integers(0, 2, n)
+    right = random.random(n) < 0.8
+    p = np.where(right == male, 0.99, 0.01)  # claims 99 % and is right in 80 %
+    probabilities = {"age": sure, "gender": np.stack([1 - p, p], axis=1)}
+    found = training.calibrate(probabilities, pd.DataFrame({"age": truth * 1.0, "male": male * 1.0}))
+    assert found["age_temperature"] > 1.5 and found["gender_temperature"] > 1.5
+    low, high = labels.age_interval(labels.temper(sure, found["age_temperature"]))
+    assert ((truth >= low) & (truth <= high)).mean() == pytest.approx(0.8, abs=0.03)
+    tempered = labels.temper(probabilities["gender"], found["gender_temperature"])
+    assert tempered.max(axis=1).mean() == pytest.approx(0.8, abs=0.05)
