@@ -4,7 +4,7 @@ The course must run with nothing to download and without a real person's picture
 small generative model: a mean face, eigenfaces (Turk and Pentland 1991, "Eigenfaces for recognition") of
 pictures that were first brought to the shape of the mean face, the shapes taken along in the same principal
 components (Cootes, Edwards, Taylor 1998, "Active appearance models"), and a regression of a face's coefficients
-on age, gender and region. To make a face is to take the mean of its age and gender and add a random rest.
+on age, gender and race. To make a face is to take the mean of its age and gender and add a random rest.
 
 Whatever is learned from these pictures is a classroom result: it says nothing about people.
 """
@@ -25,7 +25,7 @@ from fag_utils import labels
 
 NAME = "classroom"
 TITLE = "The classroom set"
-LICENCE = "Generated pictures: free to use. The model was fitted on UTKFace, which is for non-commercial research."
+LICENCE = "Generated pictures: free to use. The model was fitted on UTKFace and CelebA, for research only."
 HOW_TO_GET = "It is made from a seed: fag_utils.datasets.classroom.ensure('data/classroom')"
 
 MODEL_FILE = Path(__file__).with_name("classroom_model.npz")
@@ -35,8 +35,8 @@ GRID = 16  # the shape is a displacement on a grid of GRID x GRID points
 RACES = ["white", "black", "asian", "indian", "others"]  # UTKFace's labels, in the order of their codes
 KNOTS = np.array([18.0, 24, 30, 38, 46, 55, 65])  # years; between them the mean face moves in straight lines
 ASIAN = np.array([name == "asian" for name in RACES])
-RGB_TO_YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
-YCC_TO_RGB = np.linalg.inv(RGB_TO_YCC)
+MIN_COLOUR, MIN_SHARPNESS = 20, 150  # of a picture to learn from: mean of largest less smallest channel; Laplacian
+RGB_TO_YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])  # as JPEG
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,14 @@ class Model:
     """A face is `mean + coefficients @ basis`, in three blocks: luma, chroma, shape.
 
     A coefficient of 1 is one standard deviation. The basis is kept as small integers times a power of two,
-    and coefficients are rounded to 1/64, so that every sum is exact and a seed gives the same picture anywhere.
+    and coefficients are rounded to 1/64: so every sum of products is exact, whatever the order in which a machine
+    adds, and a seed gives the same picture anywhere.
     """
 
     mean: np.ndarray  # (D,)
     basis: np.ndarray  # int8 (K, D)
     exponents: np.ndarray  # int8 (K, 3): the power of two of each block
-    regression: np.ndarray  # (F, K): coefficients from features(age, male, region)
+    regression: np.ndarray  # (F, K): coefficients from features(age, male, race)
     spread: np.ndarray  # (K, K): lower triangle, a random rest is `normal numbers @ spread.T`
     reader: np.ndarray  # (K + 1, 2): a straight line from coefficients (and a one) to age and male
     ages: np.ndarray  # (2, 48): how many pictures of women and of men had each age
@@ -71,7 +72,7 @@ class Model:
     def gain(self):
         """The likeliest step of a face for which the reader reads one year more, or one gender more: (2, K)."""
         step = self.spread @ (self.spread.T @ self.reader[:-1])
-        return np.rint(np.linalg.solve(self.reader[:-1].T @ step, step.T) * 1024) / 1024
+        return _round(np.linalg.solve(self.reader[:-1].T @ step, step.T), 1024)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Surroundings:
         """
         seen = self.directions[:, IN_FRAME].T / AROUND_ERROR
         inverse = np.linalg.inv(seen.T @ seen + np.eye(len(self.basis)))
-        return np.rint(inverse @ seen.T / AROUND_ERROR * 2**20) / 2**20, np.linalg.cholesky(inverse)
+        return _round(inverse @ seen.T / AROUND_ERROR, 2**20), _round(np.linalg.cholesky(inverse), 2**14)
 
 
 BLOCKS = [SIZE * SIZE, 2 * CHROMA * CHROMA, 2 * GRID * GRID]
@@ -141,7 +142,7 @@ def features(ages, male, race):
     columns = [hats * (1 - male)[:, None], hats * male[:, None]]
     for name in RACES[1:]:
         columns.append((race == name)[:, None] * np.stack([np.ones_like(old), male, old], axis=1))
-    return np.concatenate(columns, axis=1)
+    return _round(np.concatenate(columns, axis=1), 1024)
 
 
 def training_pictures(table):
@@ -165,7 +166,7 @@ def training_pictures(table):
         grey = picture.mean(axis=-1)
         middle = grey[1:-1, 1:-1]
         laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * middle
-        if colour > 20 and laplacian.var() > 150:
+        if colour > MIN_COLOUR and laplacian.var() > MIN_SHARPNESS:
             pictures.append(picture)
             kept.append(index)
     table = table.loc[kept].reset_index(drop=True)
@@ -240,7 +241,7 @@ def align(pictures, progress=print):
     rows, columns = np.mgrid[0:side, 0:side].astype("float32")
     finder = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     finder.setFinestScale(1)
-    bytes_ = [np.clip(g * 50 + 128, 0, 255).astype("uint8") for g in grey]
+    targets = np.clip(grey * 50 + 128, 0, 255).astype("uint8")
     flow = np.zeros((n, side // 4, side // 4, 2), "float32")
     moved = grey.copy()
     for few, blur in [(4, 6), (8, 5), (16, 4), (30, 3.5), (40, 3)]:
@@ -248,7 +249,7 @@ def align(pictures, progress=print):
         drawn = (moved.reshape(n, -1) - mean) @ axes.T @ axes + mean
         drawn = np.clip(drawn.reshape(grey.shape) * 50 + 128, 0, 255).astype("uint8")
         for i in range(n):
-            dense = finder.calc(drawn[i], bytes_[i], cv2.resize(flow[i], (side, side)))
+            dense = finder.calc(drawn[i], targets[i], cv2.resize(flow[i], (side, side)))
             flow[i] = np.clip(cv2.GaussianBlur(dense, (0, 0), blur)[2::4, 2::4], -10, 10)
         # Shapes are plausible when forty components can tell them; the mean shape stays where it is.
         _, _, axes = principal_components(flow.reshape(n, -1), 40)
@@ -371,6 +372,7 @@ def _clear(coefficients, ages, male, model):
     wants faces that look what they are. (The mean of a normal distribution, given the reading.)
     """
     wanted = np.stack([ages, male], axis=1)
+    coefficients = _round(coefficients)
     missing = _round(wanted - _read(coefficients, model))
     return coefficients + missing @ model.gain
 
@@ -418,7 +420,14 @@ def _render_full(vectors):
     grow = _grow(SIZE, GRID)
     across, down = (grow @ shape.reshape(n, 2, GRID, GRID) @ grow.T).swapaxes(0, 1)
     moved = _move(ycc, across, down)
-    return np.clip(np.rint(moved @ YCC_TO_RGB.T), 0, 255).astype("uint8")
+    return _to_rgb(moved)
+
+
+def _to_rgb(ycc):
+    """Luma and chroma float (..., 3) -> uint8 RGB (..., 3)."""
+    y, blue, red = np.moveaxis(ycc, -1, 0)
+    rgb = np.stack([y + 1.402 * red, y - 0.344136 * blue - 0.714136 * red, y + 1.772 * blue], axis=-1)
+    return np.clip(np.rint(rgb), 0, 255).astype("uint8")
 
 
 def _move(pictures, across, down):
@@ -450,11 +459,11 @@ def _sharpen(luma, amount=0.6):
 def _grow(large, small):
     """Matrix (large, small) that interpolates linearly between the centres of `small` cells."""
     centres = (np.arange(small) + 0.5) * large / small - 0.5
-    return np.stack([np.interp(np.arange(large), centres, row) for row in np.eye(small)], axis=1)
+    return _round(np.stack([np.interp(np.arange(large), centres, row) for row in np.eye(small)], axis=1), 1024)
 
 
-def _round(values):
-    return np.rint(values * 64) / 64
+def _round(values, parts=64):
+    return np.rint(values * parts) / parts
 
 
 def sample(n, seed=0, ages=None, male=None, region=None, race=None, size=64, model=None):
@@ -541,8 +550,8 @@ def portrait(faces, seed=0, model=None):
     weights, spread = model.around.guess
     placed = [_place(Image.fromarray(face), PORTRAIT, *FRAME_IN_PORTRAIT) for face in faces]
     seen = np.stack([_portrait_vector(np.asarray(image)) for image in placed]) - model.around.mean
-    rest = 0.7 * rng.standard_normal((len(faces), len(spread))) @ spread.T
-    coefficients = _round(seen[:, IN_FRAME] @ weights.T + rest)
+    rest = 0.7 * (_round(rng.standard_normal((len(faces), len(spread)))) @ spread.T)
+    coefficients = _round(_round(seen[:, IN_FRAME]) @ weights.T + rest)
     result = np.empty((len(faces), *PORTRAIT[::-1], 3), "uint8")
     for i, image in enumerate(placed):
         around = _portrait_image(model.around.mean + coefficients[i] @ model.around.directions)
@@ -556,7 +565,7 @@ def _portrait_image(vector):
     ycc[..., 0] = luma.reshape(AROUND[::-1])
     grow = _grow(AROUND[1], AROUND[1] // 2), _grow(AROUND[0], AROUND[0] // 2)
     ycc[..., 1:] = (grow[0] @ chroma.reshape(2, AROUND[1] // 2, AROUND[0] // 2) @ grow[1].T).transpose(1, 2, 0)
-    return Image.fromarray(np.clip(np.rint(ycc @ YCC_TO_RGB.T), 0, 255).astype("uint8"))
+    return Image.fromarray(_to_rgb(ycc))
 
 
 def _place(image, size, left, top, side):
@@ -582,7 +591,7 @@ def _soft_frame():
 
 PICTURES = {"utkface": 1600, "celeba": 700, "afad": 300, "megaage_asian": 200, "photographs": 12}
 STAMP = "classroom.json"
-VERSION = 1
+VERSION = 2  # of what `write` writes
 
 # Ages of the two Asian sets lean to the young (AFAD's are of students): chances at the KNOTS, in between linear.
 YOUNG = {"afad": [8, 10, 7, 4, 1, 0.3, 0.1], "megaage_asian": [5, 8, 9, 6, 3, 1.5, 0.8]}
@@ -616,11 +625,13 @@ def ensure(folder, pictures=None, seed=0):
     # Written beside its place and then moved there, so that nobody ever sees half a set.
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
         write(Path(scratch) / "new", pictures, seed)
-        if _read_stamp(folder) == stamp:  # another notebook was faster
-            return folder
-        if folder.exists():
-            folder.rename(Path(scratch) / "old")
-        (Path(scratch) / "new").rename(folder)
+        try:
+            if folder.exists() and _read_stamp(folder) != stamp:
+                folder.rename(Path(scratch) / "old")
+            (Path(scratch) / "new").rename(folder)
+        except OSError:
+            if _read_stamp(folder) != stamp:  # else another notebook was faster, and all is well
+                raise
     return folder
 
 
