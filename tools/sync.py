@@ -14,7 +14,7 @@ from fag_utils import course
 
 BADGE = re.compile(r"^\[!\[[^\]]*\]\([^)]*colab[^)]*\)\]\([^)]*\)$", re.M)
 COLAB = re.compile(r"https://colab\.research\.google\.com/github/[^/]+/[^/]+/blob/[^/]+/notebooks/([\w.]+\.ipynb)")
-CLONE = re.compile(r"(git clone(?: --?\S+)* |pip install \S*git\+)https?://[^\s\"')]+")
+CLONE = re.compile(r"(git clone(?: --?\S+)* |pip install \S*git\+)https?://[^\s\"'`)]+")
 
 
 def synced_notebook(path):
