@@ -589,7 +589,7 @@ def _soft_frame():
 
 # --- a folder of photographs -------------------------------------------------------------------------------
 
-PICTURES = {"utkface": 1600, "celeba": 700, "afad": 300, "megaage_asian": 200, "photographs": 12}
+PICTURES = {"utkface": 1000, "celeba": 400, "afad": 160, "megaage_asian": 120, "photographs": 12}
 STAMP = "classroom.json"
 VERSION = 2  # of what `write` writes
 
