@@ -149,10 +149,10 @@ def badge(notebook):
 
 def show_source(*things):
     """Display the source of functions or classes of the package: what is read is what runs."""
-    from IPython.display import Code, display
+    from IPython.display import Markdown, display
 
     for thing in things:
-        display(Code(inspect.getsource(thing), language="python"))
+        display(Markdown(f"```python\n{inspect.getsource(thing)}```"))
 
 
 def _repository():

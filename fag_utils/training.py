@@ -77,6 +77,9 @@ PUBLISHED = Recipe("published", "sparse", "adam", 0.01, False, False, 0.0,
                    batches.REFERENCE_AUGMENTATION, "published", 0)
 OURS = Recipe("ours", "distribution", "adamw", 3e-3, True, True, 0.05,
               batches.Augmentation(), "tempered", 24)
+# A warm restart (Loshchilov and Hutter 2017, "SGDR"): lower, shorter, and with pictures varied less.
+SECOND_ROUND = OURS._replace(name="second round", learning_rate=1e-3, augmentation=batches.Augmentation(
+    turn=8.0, scale=0.08, shift=0.04, brightness=0.2, contrast=0.2, saturation=0.3, grey=0.05, blur=0.1, erase=0.1))
 RECIPES = {recipe.name: recipe for recipe in (PUBLISHED, OURS)}
 
 
@@ -146,6 +149,8 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     tuning : (crops, table) measured after each epoch, or None
     on_epoch : function(history DataFrame), called after each epoch, for live curves
 
+    The model's weights are those of the trained network when this returns.
+
     Returns
     -------
     DataFrame, a row an epoch: loss, age MAE in years and gender accuracy on the training batches
@@ -154,14 +159,10 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    state_file = folder / "state.json"
+    state_file, finished = folder / "state.json", folder / "finished.weights.h5"
     steps_per_epoch = len(epoch_rows(0))
     settings = {"recipe": recipe.name, "epochs": epochs, "rows": len(table), "steps": steps_per_epoch,
                 "seed": seed, "size": size, "model": model.name}
-    keras.utils.set_random_seed(seed)
-    trained, model = model, fast_copy(model)
-    compile_model(model, recipe, epochs * steps_per_epoch, steps_per_epoch)
-    model.optimizer.build(model.trainable_variables)
     history = []
     if state_file.exists():
         state = json.loads(state_file.read_text())
@@ -170,6 +171,14 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
                 f"{folder} holds another training ({state['settings']}, now {settings}): "
                 "give this one another folder, or delete that one")
         history = state["history"]
+        if finished.exists():
+            model.load_weights(finished)
+            return pd.DataFrame(history)
+    keras.utils.set_random_seed(seed)
+    trained, model = model, fast_copy(model)
+    compile_model(model, recipe, epochs * steps_per_epoch, steps_per_epoch)
+    model.optimizer.build(model.trainable_variables)
+    if history:
         # The checkpoint is named by its epoch: the state file, written last, says which one is whole.
         model.load_weights(folder / f"epoch-{len(history):04d}.weights.h5")
     bar = tqdm(total=epochs * steps_per_epoch, initial=len(history) * steps_per_epoch, unit="step",
@@ -198,6 +207,9 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     if recipe.average:
         model.optimizer.finalize_variable_values(model.trainable_variables)
     trained.set_weights(model.get_weights())
+    trained.save_weights(folder / "unfinished.weights.h5")
+    (folder / "unfinished.weights.h5").replace(finished)  # whole or not there
+    (folder / f"epoch-{epochs:04d}.weights.h5").unlink(missing_ok=True)
     history = pd.DataFrame(history)
     history.to_csv(folder / "history.csv", index=False)
     return history
@@ -289,7 +301,7 @@ def pretrain_gender(table, folder, size=62, width=0.75, epochs=8, recipe=OURS, s
 
 
 def train_multitask(table, folder, pretrained=None, gender_only=None, size=62, width=0.75, epochs=40,
-                    recipe=OURS, seed=0, progress=True, on_epoch=None):
+                    recipe=OURS, seed=0, progress=True, on_epoch=None, start=None):
     """Train age and gender on the kept rows of a cleaned table: (model, history).
 
     Parameters
@@ -298,12 +310,13 @@ def train_multitask(table, folder, pretrained=None, gender_only=None, size=62, w
     pretrained : the gender classifier whose layers to go on with; None starts from random weights
     gender_only : cleaned rows that teach gender alone (CelebA's, or ages outside 18..65); used by
         recipes that give them places in a batch
-    recipe : PUBLISHED or OURS
+    recipe : PUBLISHED, OURS or SECOND_ROUND, or one made from them with `_replace`
+    start : a network with both heads to go on with, instead of `pretrained`
     """
     known = labels.age_group(table["age"].fillna(-1)) >= 0
     learn, tune = split(table[known & table["male"].notna()])
     keras.utils.set_random_seed(seed)
-    model = add_age_branch(pretrained or gender_classifier(mobilefacenet(size, width)))
+    model = start or add_age_branch(pretrained or gender_classifier(mobilefacenet(size, width)))
     places = recipe.gender_only if gender_only is not None and len(gender_only) else 0
     everything = learn
     if places:
