@@ -20,7 +20,7 @@ import pandas as pd
 from PIL import Image
 from tqdm.auto import tqdm
 
-from fag_utils import faces
+from fag_utils import course, faces
 
 MIN_SIDE = 32  # pixels: smaller pictures show too little
 MIN_SHARPNESS = 12.0  # variance of the Laplacian of the crop at SHARPNESS_SIZE pixels
@@ -127,6 +127,7 @@ def _begin_process():
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
     os.environ.update(TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1", TF_CPP_MIN_LOG_LEVEL="3")
+    course.quiet()
     try:
         import cv2
 

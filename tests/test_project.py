@@ -237,7 +237,7 @@ def test_setup_cell_installs_the_package_where_it_is_lacking(monkeypatch):
             asked.append((name, line))
             monkeypatch.setitem(sys.modules, "fag_utils", fag_utils)
 
-    monkeypatch.setattr(course, "quiet_tensorflow", lambda: None)
+    monkeypatch.setattr(course, "quiet", lambda: None)
     program = TransformerManager().transform_cell(course.setup_cell())
     monkeypatch.setitem(sys.modules, "fag_utils", None)  # an import raises ImportError
     names = {"scale": "classroom", "get_ipython": Shell}

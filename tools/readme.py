@@ -143,7 +143,7 @@ def draw():
 
     from fag_utils import course, datasets, plots
 
-    course.quiet_tensorflow()
+    course.quiet()
     from fag_utils import predictor
 
     network = predictor.load_predictor(NETWORK)
