@@ -228,7 +228,7 @@ def _erase(x, chosen, place, size):
 def dataset(crops, table, rows, size, augmentation=NO_AUGMENTATION, seed=0, heads=("age", "gender")):
     """tf.data of (pictures, targets, weights) for the given rows (steps, batch_size) of a table.
 
-    crops : (n, s, s, 3) uint8, from `load_crops`, one for each row of the table
+    crops : (n, s, s, 3) uint8, from `load_crops`, one for each row of the table; array or tensor
     Pictures: (batch, size, size, 3) float32 RGB 0..255. Targets: {"age": (batch,) class 0..47,
     "gender": (batch, 2) one-hot}. Weights: 0 where age (or gender) is missing or outside 18..65: such a
     picture teaches the other task only. `heads` names those that the network has.
@@ -240,7 +240,7 @@ def dataset(crops, table, rows, size, augmentation=NO_AUGMENTATION, seed=0, head
     gender = np.eye(2, dtype="float32")[np.where(male_known, male, 0).astype(int)]
     targets = {"age": tf.constant(age_class), "gender": tf.constant(gender)}
     weights = {"age": tf.constant(age_known, tf.float32), "gender": tf.constant(male_known, tf.float32)}
-    crops = tf.constant(crops)
+    crops = tf.convert_to_tensor(crops)  # a tensor is taken as it is, an array is copied
 
     def batch(number, index):
         pictures = see(tf.gather(crops, index), size, augmentation, tf.stack([seed, number]))

@@ -80,6 +80,19 @@ def test_a_folder_with_another_training_is_refused(tmp_path):
         train(tmp_path, epochs=2)  # noqa: F821
 
 
+def test_epochs_go_on_from_the_plain_weights_not_from_their_average(tmp_path):
+    plain = training.OURS._replace(average=False)
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"age": random.integers(18, 66, 64) * 1.0, "male": random.integers(0, 2, 64) * 1.0})
+    crops = random.integers(0, 256, (64, 12, 12, 3), dtype="uint8")
+    losses = [
+        training.fit(network(), crops, table, 4, recipe, lambda epoch: batches.shuffled(table, 16, seed=epoch),  # noqa: F821
+                     8, tmp_path / str(recipe.average), progress=False)["loss"]
+        for recipe in (training.OURS, plain)
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-4)  # averaging changes what is kept, not what is trained
+
+
 def test_age_distribution_is_least_at_the_age_and_grows_with_the_distance():
     peaks = np.exp(-0.5 * ((np.arange(48) - np.arange(48)[:, None]) / 2) ** 2)
     peaks = (peaks / peaks.sum(axis=1, keepdims=True)).astype("float32")
