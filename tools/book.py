@@ -19,7 +19,7 @@ def read(path):
     return nbformat.read(path, as_version=4)
 
 
-def execute(notebook, timeout=600):
+def execute(notebook, timeout=1800):
     """Run all cells, from the folder of the notebooks, in the Python that runs this program.
 
     What the kernel itself has to say (not the cells) goes to build/kernel.log.
