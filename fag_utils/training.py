@@ -110,6 +110,22 @@ def fast_copy(model):
     return copy
 
 
+def settle_batch_norm(model, data):
+    """Measure the means and variances of batch norm anew, for averaged weights: those kept while training
+    belong to other weights (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima").
+
+    data : batches of the composition that was trained with; their statistics are averaged evenly
+    """
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    momentum = [layer.momentum for layer in norms]
+    for number, (pictures, *_) in enumerate(data):
+        for layer in norms:
+            layer.momentum = number / (number + 1)
+        model(pictures, training=True)
+    for layer, value in zip(norms, momentum, strict=True):
+        layer.momentum = value
+
+
 def compile_model(model, recipe, steps, steps_per_epoch):
     """Give a model the losses, metrics and optimizer of a recipe, for a training of `steps` steps."""
     rate = recipe.learning_rate
@@ -212,6 +228,8 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     bar.close()
     if recipe.average:
         model.optimizer.finalize_variable_values(model.trainable_variables)
+        settle_batch_norm(model, batches.dataset(crops, table, epoch_rows(epochs - 1)[:64], size, recipe.augmentation,
+                                                 1000 * seed + epochs))
     trained.set_weights(model.get_weights())
     trained.save_weights(folder / "unfinished.weights.h5")
     (folder / "unfinished.weights.h5").replace(finished)  # whole or not there

@@ -124,6 +124,17 @@ def test_fused_batch_norm_is_batch_norm():
     np.testing.assert_allclose(plain(x), fused(x), rtol=2e-3, atol=2e-3)
 
 
+def test_settled_batch_norm_holds_the_statistics_of_all_batches():
+    x = keras.Input((4, 4, 3))
+    model = training.fast_copy(keras.Model(x, keras.layers.BatchNormalization(momentum=0.9, name="n")(x)))
+    pictures = np.random.default_rng(0).normal(5, 2, (4, 64, 4, 4, 3)).astype("float32")
+    training.settle_batch_norm(model, [(batch, None, None) for batch in pictures])
+    layer = model.get_layer("n")
+    np.testing.assert_allclose(layer.moving_mean, pictures.mean(axis=(0, 1, 2, 3)), rtol=1e-4)
+    np.testing.assert_allclose(layer.moving_variance, pictures.var(axis=(0, 1, 2, 3)), rtol=1e-2)
+    assert layer.momentum == 0.9
+
+
 def test_the_fast_copy_is_the_same_network():
     model = gender_classifier(mobilefacenet(32, 0.125))
     copy = training.fast_copy(model)
