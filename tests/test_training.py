@@ -200,6 +200,9 @@ def test_calibration_brings_intervals_to_80_percent():
     probabilities = {"age": sure, "gender": np.stack([1 - p, p], axis=1)}
     found = training.calibrate(probabilities, pd.DataFrame({"age": truth * 1.0, "male": male * 1.0}))
     assert found["age_temperature"] > 1.5 and found["gender_temperature"] > 1.5
+    errors = {t: np.abs(labels.expected_age(labels.temper(sure, t)) - truth).mean()
+              for t in (found["decoding_temperature"], 0.5, 1, 2)}
+    assert min(errors, key=errors.get) == found["decoding_temperature"]
     low, high = labels.age_interval(labels.temper(sure, found["age_temperature"]))
     assert ((truth >= low) & (truth <= high)).mean() == pytest.approx(0.8, abs=0.03)
     tempered = labels.temper(probabilities["gender"], found["gender_temperature"])
