@@ -325,7 +325,7 @@ def moved(picture, face, angle, scale, shift):
 def test_turning_scaling_and_shifting_leave_the_crop_alone(found, angle, scale, shift):
     crop = faces.crop_face(ASTRONAUT, found.iloc[0])
     there, face = moved(ASTRONAUT, found.iloc[0], angle, scale, shift)
-    assert difference(faces.crop_face(there, face), crop) < 4
+    assert difference(faces.crop_face(there, face), crop) < 6  # the picture was resampled twice
 
 
 @pytest.mark.parametrize("angle, scale", [(-25, 1.0), (15, 0.6), (10, 1.25)])

@@ -191,8 +191,8 @@ def test_calibration_brings_intervals_to_80_percent():
     random = np.random.default_rng(0)
     n = 4000
     truth = random.integers(25, 60, n)
-    guess = np.clip(truth + random.normal(0, 6, n), 18, 65)  # errors of 6 years ...
-    sure = np.exp(-0.5 * ((labels.AGES - guess[:, None]) / 2) ** 2)  # ... from a network that claims 2
+    guess = np.clip(truth + random.normal(0, 4, n), 18, 65)  # errors of 4 years ...
+    sure = np.exp(-0.5 * ((labels.AGES - guess[:, None]) / 2.5) ** 2)  # ... from a network that claims 2.5
     sure /= sure.sum(axis=1, keepdims=True)
     male = random.integers(0, 2, n)
     right = random.random(n) < 0.8
@@ -202,7 +202,7 @@ def test_calibration_brings_intervals_to_80_percent():
     assert found["age_temperature"] > 1.5 and found["gender_temperature"] > 1.5
     errors = {t: np.abs(labels.expected_age(labels.temper(sure, t)) - truth).mean()
               for t in (found["decoding_temperature"], 0.5, 1, 2)}
-    assert min(errors, key=errors.get) == found["decoding_temperature"]
+    assert errors[found["decoding_temperature"]] <= min(errors.values()) + 0.01
     low, high = labels.age_interval(labels.temper(sure, found["age_temperature"]))
     assert ((truth >= low) & (truth <= high)).mean() == pytest.approx(0.8, abs=0.03)
     tempered = labels.temper(probabilities["gender"], found["gender_temperature"])
