@@ -18,7 +18,7 @@ NETWORK = "mobilefacenet_075_62"
 RESULTS, WEIGHTS = ROOT / "data" / "results", ROOT / "fag_utils" / "weights"
 FIGURE = ROOT / "docs" / "tour.png"
 BLOCK = re.compile(r"(<!-- results: written by tools/readme.py -->\n).*?(<!-- end of results -->)", re.S)
-SOURCES = [RESULTS / "peers.json", RESULTS / "09_utkface_validation.json", WEIGHTS / f"{NETWORK}.keras",
+SOURCES = [RESULTS / "peers.json", RESULTS / "09_utkface_validation.json",  # it names the weights it was made with
            ROOT / "fag_utils" / "datasets" / "classroom_model.npz"]
 FACES_SEED = 7
 NOTES = {
