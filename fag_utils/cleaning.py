@@ -91,7 +91,8 @@ def clean(table, work, processes=None, progress=True):
         result = pd.concat([result, pd.concat(measured, ignore_index=True)[MEASURES]], axis=1)
     else:
         result = result.assign(**{name: None for name in MEASURES})
-    result["crop"] = [str(crops / name) if isinstance(name, str) else None for name in result["crop"]]
+    names = [str(crops / name) if isinstance(name, str) else None for name in result["crop"]]
+    result["crop"] = pd.Series(names, index=result.index, dtype="object")  # pandas 3 would make None a NaN
     speed = processes / result["seconds"].mean() if len(result) else float("nan")
     result = _judge(result)
     result.attrs |= {"pictures_per_second": speed, "folder": str(folder)}

@@ -390,7 +390,8 @@ def split(table):
     only for the figures that are reported. No person is in both parts.
     """
     kept = table[table["keep"] & table["crop"].notna() & (table["fold"] == "train")]
-    keys = [identity or Path(path).name for identity, path in zip(kept["identity"], kept["path"], strict=True)]
+    keys = [who if isinstance(who, str) else Path(path).name
+            for who, path in zip(kept["identity"], kept["path"], strict=True)]
     held_out = np.array([hash_fold(key, test=None, validation=2, parts=20) == "validation" for key in keys], bool)
     learn, tune = kept[~held_out].reset_index(drop=True), kept[held_out].reset_index(drop=True)
     if not len(learn) or not len(tune):
