@@ -1,8 +1,17 @@
 """The networks of the course.
 
-`models.mobilefacenet` is the function; its module's other names are here as well.
+`models.mobilefacenet` is the function; its module's other names are here as well, and those of `light`.
 """
 
+from fag_utils.models.checkpoints import WeightsError
+from fag_utils.models.light import (
+    EFFICIENTNET_LITE0,
+    EFFICIENTNET_LITE0_PUBLISHED,
+    efficientnet_lite0,
+    imagenet_classifier,
+    mbconv,
+    normalise_relu6,
+)
 from fag_utils.models.mobilefacenet import (
     PUBLISHED,
     RECIPES,
@@ -22,19 +31,26 @@ from fag_utils.models.mobilefacenet import (
 )
 
 __all__ = [
+    "EFFICIENTNET_LITE0",
+    "EFFICIENTNET_LITE0_PUBLISHED",
     "PUBLISHED",
     "RECIPES",
     "TABLES",
+    "WeightsError",
     "add_age_branch",
     "age_gender",
     "bottleneck",
     "convolution",
     "count",
     "depthwise",
+    "efficientnet_lite0",
     "gender_classifier",
     "global_depthwise",
+    "imagenet_classifier",
     "layer_table",
+    "mbconv",
     "mobilefacenet",
     "multiply_adds",
     "normalise",
+    "normalise_relu6",
 ]

