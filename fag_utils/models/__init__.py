@@ -27,6 +27,7 @@ from fag_utils.models.mobilefacenet import (
     layer_table,
     mobilefacenet,
     multiply_adds,
+    narrow,
     normalise,
 )
 
@@ -51,6 +52,7 @@ __all__ = [
     "mbconv",
     "mobilefacenet",
     "multiply_adds",
+    "narrow",
     "normalise",
     "normalise_relu6",
 ]
