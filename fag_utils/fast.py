@@ -149,8 +149,8 @@ class FastModel:
     """A Keras model whose layers PyTorch computes, with its own copy of the weights.
 
     Understands the layers of the course's light networks: Rescaling, Conv2D, DepthwiseConv2D (square
-    kernels, no dilation), BatchNormalization, PReLU and ReLU(6) right after it, Add, Flatten,
-    GlobalAveragePooling2D, Dropout, Dense. ValueError for any other.
+    kernels, no dilation), BatchNormalization, PReLU and ReLU(6) right after it, ReLU elsewhere, Add, Flatten,
+    GlobalAveragePooling2D, Dropout, Dense, Resizing, ZeroPadding2D, pooling without padding. ValueError for any other.
 
     mixed : bfloat16 between the layers; None: where the processor is fast at it
     """
@@ -242,7 +242,35 @@ class FastModel:
             return {name: torch.softmax(value, dim=1).numpy() for name, value in logits.items()}
 
     def _rescaling(self, layers, x):
-        return (x * layers[0].scale + layers[0].offset).to(self.dtype)
+        import torch
+
+        scale, offset = (torch.as_tensor(v, dtype=torch.float32).reshape(-1, 1, 1)
+                         for v in (layers[0].scale, layers[0].offset))
+        return (x * scale + offset).to(self.dtype)
+
+    def _resizing(self, layers, x):
+        from torch.nn import functional as F
+
+        return F.interpolate(x, (layers[0].height, layers[0].width), mode="bilinear", align_corners=False)
+
+    def _relu(self, layers, x):
+        return x.clamp(0, layers[0].max_value)
+
+    def _maxpooling2d(self, layers, x):
+        from torch.nn import functional as F
+
+        return F.max_pool2d(x, layers[0].pool_size, layers[0].strides)
+
+    def _averagepooling2d(self, layers, x):
+        from torch.nn import functional as F
+
+        return F.avg_pool2d(x, layers[0].pool_size, layers[0].strides)
+
+    def _zeropadding2d(self, layers, x):
+        from torch.nn import functional as F
+
+        rows, columns = layers[0].padding
+        return F.pad(x, (*columns, *rows))
 
     def _conv2d(self, layers, x):
         from torch.nn import functional as F
