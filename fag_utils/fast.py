@@ -202,7 +202,7 @@ class FastModel:
             if layer in joined or name == "InputLayer":
                 continue
             step = getattr(self, f"_{name.lower()}", None)
-            if step is None:
+            if step is None or ("Pooling" in name and getattr(layer, "padding", "valid") != "valid"):
                 raise ValueError(f"the fast step doesn't know the layer {layer.name} ({name}): train it with Keras")
             together = [layer]
             if name.endswith("BatchNormalization"):
