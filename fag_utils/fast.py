@@ -375,8 +375,8 @@ class FastEngine:
         self.average, self.step = state["average"], state["step"]
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def epoch(self, data, seed, on_step):
-        """Learn from the batches of one epoch; -> dict of its loss and metrics."""
+    def epoch(self, data, steps, seed, on_step):
+        """Learn from the batches of one epoch, `steps` of them; -> dict of its loss and metrics."""
         import torch
 
         torch.manual_seed(1000 * seed[0] + seed[1])

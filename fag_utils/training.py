@@ -96,7 +96,8 @@ class Recipe(NamedTuple):
     balance: str  # "published" (tables of 16 groups), "tempered" or "shuffled"
     beside: int  # places of a batch for pictures without an age, or one outside 18..65
     every_age: bool = False  # learn all ages 0..116, of which 18..65 are kept (see `models.narrow`)
-    teacher_share: float = 0.7  # of the targets, where there is a teacher
+    teacher_share: float = 0.8  # of the targets, where there is a teacher
+    views: int = 8  # with a teacher: different views of the pictures; then epochs come again, and it needn't answer
 
 
 # The reference recipe: Adam at 0.01 without decay, one class an age, pictures turned up to 45 degrees.
@@ -206,8 +207,8 @@ class KerasEngine:
     def load(self, path):
         self.model.load_weights(path)
 
-    def epoch(self, data, seed, on_step):
-        """Learn from the batches of one epoch; -> dict of its loss and metrics."""
+    def epoch(self, data, steps, seed, on_step):
+        """Learn from the batches of one epoch, `steps` of them; -> dict of its loss and metrics."""
         for layer in self.model.layers:  # dropout too follows from the epoch's number, not from what ran before
             if hasattr(layer, "seed_generator"):
                 layer.seed_generator.state.assign(seed)
@@ -216,7 +217,7 @@ class KerasEngine:
         step = keras.callbacks.LambdaCallback(
             on_train_batch_end=lambda batch, logs: on_step(),
             on_epoch_end=lambda epoch, logs: plain.update(weights=self.model.get_weights()))
-        logs = self.model.fit(data, verbose=0, callbacks=[step]).history
+        logs = self.model.fit(data, steps_per_epoch=steps, verbose=0, callbacks=[step]).history
         self.model.set_weights(plain["weights"])
         return {key: values[-1] for key, values in _named(logs).items()}
 
@@ -297,15 +298,16 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     bar = tqdm(total=epochs * steps_per_epoch, initial=len(history) * steps_per_epoch, unit="step",
                disable=not progress or len(history) >= epochs)
 
-    def dataset(rows, number):
+    def dataset(rows, number, teacher=None):
         see = {"augmentation": recipe.augmentation, "seed": 1000 * seed + number, "ahead": trainer.ahead}
         data = batches.dataset(crops, table, rows, size, **see, heads=model.output_names, every_age=recipe.every_age)
         return data if teacher is None else teacher.taught(data, table, rows, see, recipe)
 
     for epoch in range(len(history), epochs):
         began = time.perf_counter()
-        rows = epoch_rows(epoch)
-        logs = trainer.epoch(dataset(rows, epoch), [seed, epoch], lambda: bar.update(1))
+        view = epoch % recipe.views if teacher else epoch
+        rows = epoch_rows(view)
+        logs = trainer.epoch(dataset(rows, view, teacher), len(rows), [seed, epoch], lambda: bar.update(1))
         seconds = time.perf_counter() - began
         row = {"epoch": epoch + 1, **{key: float(value) for key, value in logs.items()},
                "seconds": seconds, "pictures_per_second": rows.size / seconds}
@@ -370,6 +372,8 @@ class Teacher:
     view of a picture, as Beyer et al. (2022), "Knowledge distillation: A good teacher is patient and consistent",
     found best: turned, scaled and lit alike, each in its own resolution. A picture without an age is taught too.
 
+    Answering takes most of the time, so answers are remembered: see `Recipe.views`.
+
     networks : Keras models with both heads, their ages those of the pupil's (48, or 117 with `every_age`)
     crops : dict size -> stored crops (n, s, s, 3) of the table's pictures (see `batches.load_crops`)
     """
@@ -378,20 +382,27 @@ class Teacher:
         self.name = ", ".join(network.name for network in networks)
         self.crops = {size: tf.convert_to_tensor(stored) for size, stored in crops.items()}
         self.networks = [(network.input_shape[1], answering(network, engine)) for network in networks]
+        self.remembered = {}
 
     def taught(self, data, table, rows, see, recipe):
         """The batches of `data`, their targets mixed with the teachers' answers: distributions for both heads."""
+        remembered = self.remembered.get(see["seed"])
+        answers = []
+        for number, (pictures, targets, weights) in enumerate(data):
+            if remembered is None and not number:
+                asked = self._answers(table, rows, see)
+            answers.append(next(asked) if remembered is None else remembered[number])
+            yield pictures, *soft_targets(targets, weights, answers[-1], recipe)
+        self.remembered[see["seed"]] = answers
+
+    def _answers(self, table, rows, see):
+        """The mean of the networks' answers, batch by batch: dicts of arrays (n, classes)."""
         sizes = sorted({size for size, _ in self.networks})
         views = [batches.dataset(self.crops[size], table, rows, size, **see) for size in sizes]
-
-        def mixed():
-            for (pictures, targets, weights), *seen in zip(data, *views, strict=True):
-                views_now = {size: view[0] for size, view in zip(sizes, seen, strict=True)}
-                answers = [answer(views_now[size]) for size, answer in self.networks]
-                mean = {head: np.mean([a[head] for a in answers], axis=0) for head in targets}
-                yield pictures, *soft_targets(targets, weights, mean, recipe)
-
-        return mixed()
+        for seen in zip(*views, strict=True):
+            pictures = {size: view[0] for size, view in zip(sizes, seen, strict=True)}
+            answers = [answer(pictures[size]) for size, answer in self.networks]
+            yield {head: np.mean([a[head] for a in answers], axis=0) for head in answers[0]}
 
 
 def answering(network, engine="keras"):
