@@ -225,8 +225,22 @@ def _erase(x, chosen, place, size):
     return tf.where(hidden, 127.0, x)
 
 
+def blend(pictures, share, seed):
+    """Lay another picture of the batch over some: (pictures, which (n,) bool), `share` of them on average.
+
+    How much of the other shows is anything from nothing to all (Zhang et al. 2018, "mixup", with alpha 1). Such a
+    face has no label; but a teacher has an answer to it. The same `seed`, a pair of integers, gives the same blend,
+    at whatever size the pictures are.
+    """
+    seeds = tf.unstack(tf.random.split(seed, 14))[12:]
+    n = tf.shape(pictures)[0]
+    which = tf.random.stateless_uniform((n,), seeds[0]) < share
+    part = tf.where(which, tf.random.stateless_uniform((n,), seeds[1]), 0.0)[:, None, None, None]
+    return pictures + part * (tf.roll(pictures, 1, axis=0) - pictures), which
+
+
 def dataset(crops, table, rows, size, augmentation=NO_AUGMENTATION, seed=0, heads=("age", "gender"),
-            every_age=False, ahead=2):
+            every_age=False, ahead=2, blended=0.0):
     """tf.data of (pictures, targets, weights) for the given rows (steps, batch_size) of a table.
 
     crops : (n, s, s, 3) uint8, from `load_crops`, one for each row of the table; array or tensor
@@ -235,6 +249,7 @@ def dataset(crops, table, rows, size, augmentation=NO_AUGMENTATION, seed=0, head
     picture teaches the other task only. `heads` names those that the network has. With `every_age` the
     classes are 0..116, the ages themselves, and all of them count. `ahead` batches are prepared while one is
     learned from; with 0 each is made when asked for, by all cores, and an iterator comes instead of tf.data.
+    `blended` is the share of the pictures over which another one is laid: their weights are 0 (see `blend`).
     """
     age, male = table["age"].to_numpy("float64"), table["male"].to_numpy("float64")
     first, classes = (0, labels.N_EVERY_AGE) if every_age else (labels.MIN_AGE, labels.N_AGES)
@@ -248,7 +263,11 @@ def dataset(crops, table, rows, size, augmentation=NO_AUGMENTATION, seed=0, head
 
     def batch(number, index):
         pictures = see(tf.gather(crops, index), size, augmentation, tf.stack([seed, number]))
-        return pictures, *({head: tf.gather(column[head], index) for head in heads} for column in (targets, weights))
+        labels_, sure = ({head: tf.gather(column[head], index) for head in heads} for column in (targets, weights))
+        if blended:
+            pictures, which = blend(pictures, blended, tf.stack([seed, number]))
+            sure = {head: tf.where(which, 0.0, weight) for head, weight in sure.items()}
+        return pictures, labels_, sure
 
     rows = rows.astype("int32")
     if not ahead:

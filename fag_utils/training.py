@@ -97,7 +97,7 @@ class Recipe(NamedTuple):
     beside: int  # places of a batch for pictures without an age, or one outside 18..65
     every_age: bool = False  # learn all ages 0..116, of which 18..65 are kept (see `models.narrow`)
     teacher_share: float = 0.8  # of the targets, where there is a teacher
-    views: int = 8  # with a teacher: different views of the pictures; then epochs come again, and it needn't answer
+    blended: float = 0.5  # with a teacher: share of the pictures over which another one is laid
 
 
 # The reference recipe: Adam at 0.01 without decay, one class an age, pictures turned up to 45 degrees.
@@ -299,15 +299,15 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
                disable=not progress or len(history) >= epochs)
 
     def dataset(rows, number, teacher=None):
-        see = {"augmentation": recipe.augmentation, "seed": 1000 * seed + number, "ahead": trainer.ahead}
+        see = {"augmentation": recipe.augmentation, "seed": 1000 * seed + number, "ahead": trainer.ahead,
+               "blended": recipe.blended if teacher else 0.0}
         data = batches.dataset(crops, table, rows, size, **see, heads=model.output_names, every_age=recipe.every_age)
         return data if teacher is None else teacher.taught(data, table, rows, see, recipe)
 
     for epoch in range(len(history), epochs):
         began = time.perf_counter()
-        view = epoch % recipe.views if teacher else epoch
-        rows = epoch_rows(view)
-        logs = trainer.epoch(dataset(rows, view, teacher), len(rows), [seed, epoch], lambda: bar.update(1))
+        rows = epoch_rows(epoch)
+        logs = trainer.epoch(dataset(rows, epoch, teacher), len(rows), [seed, epoch], lambda: bar.update(1))
         seconds = time.perf_counter() - began
         row = {"epoch": epoch + 1, **{key: float(value) for key, value in logs.items()},
                "seconds": seconds, "pictures_per_second": rows.size / seconds}
@@ -372,8 +372,6 @@ class Teacher:
     view of a picture, as Beyer et al. (2022), "Knowledge distillation: A good teacher is patient and consistent",
     found best: turned, scaled and lit alike, each in its own resolution. A picture without an age is taught too.
 
-    Answering takes most of the time, so answers are remembered: see `Recipe.views`.
-
     networks : Keras models with both heads, their ages those of the pupil's (48, or 117 with `every_age`)
     crops : dict size -> stored crops (n, s, s, 3) of the table's pictures (see `batches.load_crops`)
     """
@@ -382,27 +380,16 @@ class Teacher:
         self.name = ", ".join(network.name for network in networks)
         self.crops = {size: tf.convert_to_tensor(stored) for size, stored in crops.items()}
         self.networks = [(network.input_shape[1], answering(network, engine)) for network in networks]
-        self.remembered = {}
 
     def taught(self, data, table, rows, see, recipe):
         """The batches of `data`, their targets mixed with the teachers' answers: distributions for both heads."""
-        remembered = self.remembered.get(see["seed"])
-        answers = []
-        for number, (pictures, targets, weights) in enumerate(data):
-            if remembered is None and not number:
-                asked = self._answers(table, rows, see)
-            answers.append(next(asked) if remembered is None else remembered[number])
-            yield pictures, *soft_targets(targets, weights, answers[-1], recipe)
-        self.remembered[see["seed"]] = answers
-
-    def _answers(self, table, rows, see):
-        """The mean of the networks' answers, batch by batch: dicts of arrays (n, classes)."""
         sizes = sorted({size for size, _ in self.networks})
         views = [batches.dataset(self.crops[size], table, rows, size, **see) for size in sizes]
-        for seen in zip(*views, strict=True):
-            pictures = {size: view[0] for size, view in zip(sizes, seen, strict=True)}
-            answers = [answer(pictures[size]) for size, answer in self.networks]
-            yield {head: np.mean([a[head] for a in answers], axis=0) for head in answers[0]}
+        for (pictures, targets, weights), *seen in zip(data, *views, strict=True):
+            view = {size: pictures_seen for size, (pictures_seen, *_) in zip(sizes, seen, strict=True)}
+            answers = [answer(view[size]) for size, answer in self.networks]
+            mean = {head: np.mean([a[head] for a in answers], axis=0) for head in targets}
+            yield pictures, *soft_targets(targets, weights, mean, recipe)
 
 
 def answering(network, engine="keras"):

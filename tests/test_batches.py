@@ -165,3 +165,23 @@ def test_missing_labels_weigh_nothing(stored):
     assert weights["age"].numpy().tolist() == [1, 0, 0, 1]
     assert weights["gender"].numpy().tolist() == [1, 1, 1, 0]
     assert targets["gender"].numpy()[:3].tolist() == [[0, 1], [1, 0], [0, 1]]
+
+
+def test_a_blend_is_the_same_at_every_size_and_has_no_label():
+    table = pd.DataFrame({"age": [30.0] * 64, "male": [1.0] * 64})
+    value = np.arange(64, dtype="uint8") * 4
+    crops = np.broadcast_to(value[:, None, None, None], (64, 40, 40, 3))
+    rows = np.random.default_rng(0).permutation(64).reshape(1, 64)
+    seen = {}
+    for size in (16, 24):
+        (pictures, _, weights), = batches.dataset(crops, table, rows, size, seed=3, ahead=0, blended=0.5)
+        seen[size] = pictures.numpy()
+        blended = weights["age"].numpy() == 0
+        np.testing.assert_array_equal(weights["gender"], weights["age"])
+        assert 0.3 < blended.mean() < 0.7
+        alone = value[rows[0]].astype("float32")
+        np.testing.assert_allclose(seen[size][~blended].mean((1, 2, 3)), alone[~blended], atol=1e-3)
+        low, high = np.minimum(alone, np.roll(alone, 1)), np.maximum(alone, np.roll(alone, 1))
+        mean = seen[size].mean((1, 2, 3))
+        assert ((low - 1e-3 <= mean) & (mean <= high + 1e-3)).all()
+    np.testing.assert_allclose(seen[16].mean((1, 2, 3)), seen[24].mean((1, 2, 3)), atol=1e-3)

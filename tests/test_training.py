@@ -284,38 +284,3 @@ def test_a_pupil_learns_from_pictures_without_labels(tmp_path):
     taught = training.predict(teacher, crops, 8)
     assert ((said["gender"][:, 1] > 0.5) == (taught["gender"][:, 1] > 0.5)).mean() > 0.9
     assert np.abs(labels.expected_age(said["age"]) - labels.expected_age(taught["age"])).mean() < 4
-
-
-def test_a_teacher_answers_once_for_a_view_and_an_interrupted_pupil_ends_the_same(tmp_path):
-    exec(SMALL, globals())
-    random = np.random.default_rng(0)
-    crops = random.integers(0, 256, (64, 12, 12, 3), dtype="uint8")
-    table = pd.DataFrame({"age": random.integers(18, 66, 64) * 1.0, "male": random.integers(0, 2, 64) * 1.0})
-    rows = lambda epoch: batches.shuffled(table, 16, seed=epoch)  # noqa: E731
-    recipe = training.OURS._replace(every_age=False, views=2)
-
-    class Counting(training.Teacher):
-        asked = 0
-
-        def _answers(self, *arguments):
-            for answer in super()._answers(*arguments):
-                type(self).asked += 1
-                yield answer
-
-    def learn(folder, stop_after=None):
-        keras.utils.set_random_seed(1)
-        pupil, teacher = network(), Counting([network()], {8: crops})  # noqa: F821
-
-        def stop(history):
-            if len(history) == stop_after:
-                raise KeyboardInterrupt
-
-        training.fit(pupil, crops, table, 5, recipe, rows, 8, folder, progress=False, on_epoch=stop, teacher=teacher)
-        return pupil.get_weights()
-
-    whole = learn(tmp_path / "whole")
-    assert Counting.asked == 2 * 4
-    with pytest.raises(KeyboardInterrupt):
-        learn(tmp_path / "parts", stop_after=3)
-    for one, other in zip(whole, learn(tmp_path / "parts"), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
