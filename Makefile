@@ -1,5 +1,6 @@
 # make course   install into .venv, run every notebook at classroom scale, write build/course/index.html
 # make lab      open JupyterLab on the notebooks
+# make demo     the photo demo as a page without code, at http://localhost:8866
 # make test     the unit tests, then every notebook cell by cell
 # make full DATA=folder    the full scale on the real data sets (see data/README.md); resumes
 # make notebooks [ONLY=04] run the notebooks again and keep their outputs in place
@@ -20,7 +21,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONHASHSEED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help course lab test full notebooks sync clean
+.PHONY: help course lab demo test full notebooks sync clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -30,6 +31,9 @@ course: $(READY)
 
 lab: $(READY)
 	$(BIN)/jupyter lab notebooks
+
+demo: $(READY)
+	$(BIN)/python tools/demo.py
 
 # On the CPU, so that results are the same on a machine with a GPU; in a work folder of its own, so that
 # every notebook is tested as one opens it: with nothing run before.

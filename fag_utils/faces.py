@@ -93,7 +93,7 @@ def _read(source, allow_truncated):
         return _from_array(source), 1
     if isinstance(source, Image.Image):
         return _pixels(source, "the picture", allow_truncated), 1
-    name = f"'{os.fspath(source)}'" if isinstance(source, (str, os.PathLike)) else "the picture"
+    name = f"'{os.fspath(source)}'" if isinstance(source, (str, os.PathLike)) else "the file"
     try:
         data = _bytes(source, name)
     except (OSError, TypeError, ValueError) as error:
@@ -568,17 +568,20 @@ def _landmarks(picture, boxes):
     return squares[:, None, :2] + points * side, scores.numpy()[:, 1].astype("float64")
 
 
-def _steadied(picture, landmarks, sure):
+def _steadied(picture, landmarks, sure, keep=True):
     """Landmarks and how sure they are, from a second look at the place where the first look put the face.
 
     Landmarks depend a little on the box they are looked for in, and boxes differ from one encoding of a picture
     to another: so does the age, by a year or two. This makes the box a matter of the face alone.
+    keep : where the second look is in doubt, the first one counts.
     """
     z, frame = landmarks @ [1, 1j], FRAME @ [1, 1j]
     middle, side = z.mean(axis=1), _sides(z, frame)
     half = 0.55 * side[:, None]  # the frame and a little more, as mtcnn's boxes are
     centre = np.stack([middle.real, middle.imag], axis=1)
     again, surer = _landmarks(picture, np.hstack([centre - half, centre + half]))
+    if not keep:
+        return again, surer
     better = (sure >= 0.3) & (surer >= 0.3)
     return np.where(better[:, None, None], again, landmarks), np.where(better, np.maximum(sure, surer), sure)
 
@@ -596,6 +599,36 @@ def _patches(picture, squares):
         a = 48 / max(x2 - x1, 1e-3)
         patches.append(_warp(picture, a, -(x1 + 1j * y1) * a, 48))
     return np.array(patches, dtype="float32")
+
+
+def follow(picture, face):
+    """A face of the frame before, in the next frame of a video: (face, how sure: 0..1).
+
+    face : a row of `detect`. Its landmarks are looked for near where they were, and its box moves with them;
+    below 0.3 there is no longer a face there.
+    """
+    before = _points(face)
+    points, sure = _steadied(picture, before[None], np.ones(1), keep=False)
+    side = _sides(np.stack([before, points[0]]) @ [1, 1j], FRAME @ [1, 1j])
+    face, scale = face.copy(), side[1] / max(side[0], 1e-6)
+    middle = np.array([face["x"] + face["width"] / 2, face["y"] + face["height"] / 2])
+    middle = points[0].mean(axis=0) + scale * (middle - before.mean(axis=0))
+    height, width = picture.shape[:2]
+    size = scale * face[["width", "height"]].to_numpy("float64")
+    low = np.clip(middle - size / 2, 0, [width - 1, height - 1])
+    high = np.clip(middle + size / 2, low + 1, [width, height])
+    face[["x", "y"]], face[["width", "height"]] = low, high - low
+    face[LANDMARK_COLUMNS] = points[0].ravel()
+    return face, float(sure[0])
+
+
+def overlap(one, other):
+    """Intersection over union of two rows of `detect`: 0..1."""
+    low = np.maximum([one["x"], one["y"]], [other["x"], other["y"]])
+    high = np.minimum([one["x"] + one["width"], one["y"] + one["height"]],
+                      [other["x"] + other["width"], other["y"] + other["height"]])
+    common = np.prod(np.maximum(high - low, 0))
+    return float(common / (one["width"] * one["height"] + other["width"] * other["height"] - common))
 
 
 # --- The one crop ----------------------------------------------------------------------------

@@ -170,23 +170,33 @@ class Predictor:
         found = faces.detect(picture, min_score)
         if found.attrs["turns"]:
             notes.append("The picture lies on its side, or on its head: the faces were turned upright.")
-        crops = [faces.crop_face(picture, face, self.size) for _, face in found.iterrows()]
-        return Look(picture, found, np.array(crops, "uint8").reshape(-1, self.size, self.size, 3), notes)
+        return Look(picture, found, self.crops(picture, found), notes)
 
-    def tell(self, looks, share=0.8):
+    def crops(self, picture, found):
+        """What the network sees of faces that `faces.detect` found: (n, size, size, 3) uint8 RGB."""
+        crops = [faces.crop_face(picture, face, self.size) for _, face in found.iterrows()]
+        return np.array(crops, "uint8").reshape(-1, self.size, self.size, 3)
+
+    def tell(self, looks):
         """The second half, for the faces of many photographs at once: a list with a DataFrame for each Look."""
         looks = list(looks)
         if not looks:
             return []
-        told = self.table(self._probabilities(np.concatenate([look.crops for look in looks])), share)
-        tables, start = [], 0
-        for look in looks:
-            people = told[start : start + len(look.crops)].reset_index(drop=True)
-            people = pd.concat([people, look.faces[faces.BOX_COLUMNS]], axis=1)
-            people.attrs = {"notes": look.notes}
-            tables.append(people)
-            start += len(look.crops)
-        return tables
+        told = self._probabilities(np.concatenate([look.crops for look in looks]))
+        ends = np.cumsum([len(look.crops) for look in looks])[:-1]
+        parts = zip(np.split(told["age"], ends), np.split(told["gender"], ends), strict=True)
+        return [self.people(look, {"age": age, "gender": gender})
+                for look, (age, gender) in zip(looks, parts, strict=True)]
+
+    def probabilities_of(self, look):
+        """`probabilities` of the faces of one Look."""
+        return self._probabilities(look.crops)
+
+    def people(self, look, probabilities, share=0.8):
+        """The DataFrame of `predict_photo` from a Look and its probabilities, with intervals that hold this share."""
+        people = pd.concat([self.table(probabilities, share), look.faces[faces.BOX_COLUMNS]], axis=1)
+        people.attrs = {"notes": look.notes}
+        return people
 
 
 def predict_folder(folder, csv=None, predictor=None, min_score=0.5, progress=True):
@@ -247,7 +257,7 @@ def _predict_files(paths, folder, predictor, min_score, bar):
             look.picture = None  # only its faces have to wait for the others
             looks[path] = look
         except faces.PictureError as error:
-            reasons[path] = error.reason, str(error)
+            reasons[path] = error.reason, str(error).replace(os.fspath(path), path.name)  # where it lies is private
         bar.update()
     told = dict(zip(looks, predictor.tell(looks.values()), strict=True))
     tables = []
