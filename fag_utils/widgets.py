@@ -61,17 +61,15 @@ class PhotoDemo:
         import ipywidgets
 
         self.photos, self._arriving, self._networks = {}, {}, {}
-        cards = predictor.available_weights()
         wide = {"description_width": "initial"}
-        names = [(f"{name}: {card['what'].split(',')[0]}", name) for name, card in cards.items()]
-        self.network = ipywidgets.Dropdown(options=names, value=network, description="Network", style=wide,
-                                           layout={"width": "330px"})
+        self.network = ipywidgets.Dropdown(options=sorted(predictor.available_weights()), value=network,
+                                           description="Network", style=wide, layout={"width": "270px"})
         self.score = ipywidgets.FloatSlider(
             value=0.5, min=LEAST_SCORE, max=1, step=0.05, description="Least face score", readout_format=".2f",
-            continuous_update=False, style=wide, layout={"width": "300px"})
+            continuous_update=False, style=wide, layout={"width": "330px"})
         self.share = ipywidgets.IntSlider(
             value=80, min=50, max=95, step=5, description="Age interval holds, %", continuous_update=False,
-            style=wide, layout={"width": "310px"})
+            style=wide, layout={"width": "330px"})
         self.save_table = ipywidgets.Button(description="Save table", tooltip="all faces as a csv file")
         self.forget_all = ipywidgets.Button(description="Forget all pictures")
         self.stage = Stage(samples=list(SAMPLES))
@@ -81,12 +79,9 @@ class PhotoDemo:
         self.share.observe(self._on_setting, "value")
         self.save_table.on_click(lambda _: self._save_table())
         self.forget_all.on_click(lambda _: self.forget())
-        row = {"flex_flow": "row wrap"}
-        self.page = ipywidgets.VBox([
-            ipywidgets.Box([self.network, self.score, self.share], layout=row),
-            self.stage,
-            ipywidgets.Box([self.save_table, self.forget_all], layout=row),
-        ])
+        controls = [self.network, self.score, self.share, self.save_table, self.forget_all]
+        row = {"flex_flow": "row wrap", "max_width": "960px", "margin": "0 0 6px"}
+        self.page = ipywidgets.VBox([ipywidgets.Box(controls, layout=row), self.stage])
         self.page.demo = self
 
     # --- what can be done, from Python as well as from the page

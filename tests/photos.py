@@ -66,11 +66,11 @@ def encoded(picture, kind="PNG", **options):
 
 
 def turned(picture, orientation):
-    """(array, EXIF): the picture as a camera held in this way would store it."""
+    """(array, bytes of EXIF): the picture as a camera held in this way would store it."""
     stored = {1: picture, 3: np.rot90(picture, 2), 6: np.rot90(picture), 8: np.rot90(picture, -1)}[orientation]
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    return np.ascontiguousarray(stored), exif
+    return np.ascontiguousarray(stored), exif.tobytes()
 
 
 def encodings(picture):

@@ -142,7 +142,7 @@ def upload(page, **files):
 
 def screenshot(page, name):
     SCREENS.mkdir(parents=True, exist_ok=True)
-    page.locator(".fag").screenshot(path=SCREENS / f"{page.kind} {name}.png")
+    page.screenshot(path=SCREENS / f"{page.kind} {name}.png")
 
 
 def rows(card):
@@ -248,7 +248,7 @@ def test_without_a_camera_the_page_says_why(page, fault, advice):
     page.evaluate("""name => navigator.mediaDevices.getUserMedia =
                      () => Promise.reject(new DOMException("no", name))""", fault)
     page.locator(".fag-camera").click()
-    page.locator(".fag-status", has_text=advice).wait_for()
+    page.locator(".fag-trouble", has_text=advice).wait_for()
 
 
 def test_nothing_of_a_picture_is_saved(page):
