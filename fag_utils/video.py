@@ -125,7 +125,8 @@ def predict_video(source, told=None, limit=None, **follower):
     -------
     DataFrame, a row a person and frame: frame (0, 1, ...) and the columns of `Follower.step`.
     `.attrs["frames_per_second"]` is how many were read, followed and told in a second, the first aside, on which
-    networks are still being compiled.
+    networks are still being compiled; `.attrs["frames_per_core_second"]` how many in a second of one core's
+    work, which does not depend on what else the machine has to do.
     """
     follow, tables, times = Follower(told, **follower), [], []
     for number, frame in enumerate(frames(source) if isinstance(source, (int, str, os.PathLike)) else source):
@@ -134,8 +135,9 @@ def predict_video(source, told=None, limit=None, **follower):
         table = follow.step(frame)
         table.insert(0, "frame", number)
         tables.append(table)
-        times.append(time.perf_counter())
+        times.append((time.perf_counter(), time.process_time()))
     whole = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["frame", "person"])
-    warm = times[follow.every:]  # by then the detector and the follower have both been at work
-    whole.attrs = {"frames_per_second": (len(warm) - 1) / (warm[-1] - warm[0]) if len(warm) > 1 else float("nan")}
+    warm = np.array(times[follow.every :])  # by then the detector and the follower have both been at work
+    rate = (len(warm) - 1) / np.ptp(warm, axis=0) if len(warm) > 1 else (np.nan, np.nan)
+    whole.attrs = {"frames_per_second": float(rate[0]), "frames_per_core_second": float(rate[1])}
     return whole

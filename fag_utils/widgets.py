@@ -5,6 +5,7 @@ of both. Nothing is written to a disk, and nothing enters the widgets' state, wh
 """
 
 import io
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +28,7 @@ HERE = Path(__file__).parent
 
 
 def photo_demo(network="mobilefacenet_075_62"):
-    """The demo, to be shown as the last line of a cell. Its `stage` holds the results: see PhotoDemo."""
+    """The page of a new PhotoDemo, to be shown as the last line of a cell; its attribute `demo` is the PhotoDemo."""
     return PhotoDemo(network).page
 
 
@@ -60,7 +61,7 @@ class PhotoDemo:
     def __init__(self, network="mobilefacenet_075_62"):
         import ipywidgets
 
-        self.photos, self._arriving, self._networks = {}, {}, {}
+        self.photos, self._arriving, self._networks, self._numbers = {}, {}, {}, itertools.count(1)
         wide = {"description_width": "initial"}
         self.network = ipywidgets.Dropdown(options=sorted(predictor.available_weights()), value=network,
                                            description="Network", style=wide, layout={"width": "270px"})
@@ -88,11 +89,11 @@ class PhotoDemo:
 
     def add(self, name, source, id=None):
         """Take in a photograph (path, bytes, array), or say on the page why it can't be used."""
-        photo = Photo(id or f"photo {len(self.photos)} {name}", name)
+        photo = Photo(id or f"{name} {next(self._numbers)}", name)
         self._say(f"Looking for faces in {name} ...")
         try:
-            photo.look = self._predictor().look(source, LEAST_SCORE)
-            photo.probabilities = self._predictor().probabilities_of(photo.look)
+            look = self._predictor().look(source, LEAST_SCORE)
+            photo.probabilities, photo.look = self._predictor().probabilities_of(look), look
         except faces.PictureError as error:
             photo.error = str(error).replace("the file", "This file", 1)
         except MemoryError:
@@ -116,11 +117,14 @@ class PhotoDemo:
         """One DataFrame of all faces of all photographs: file, face, and the columns of `predict_photo`."""
         import pandas as pd
 
-        tables = [self.people(photo) for photo in self.photos.values() if photo.look]
-        named = [people.assign(file=photo.name, face=range(1, len(people) + 1)) for people, photo
-                 in zip(tables, (photo for photo in self.photos.values() if photo.look), strict=True)]
-        whole = pd.concat(named, ignore_index=True) if named else pd.DataFrame(columns=["file", "face"])
-        return whole[["file", "face", *whole.columns.difference(["file", "face"], sort=False)]]
+        tables = []
+        for photo in self.photos.values():
+            if photo.look:
+                people = self.people(photo)
+                people.insert(0, "face", range(1, len(people) + 1))
+                people.insert(0, "file", photo.name)
+                tables.append(people)
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["file", "face"])
 
     def forget(self):
         """Drop all photographs, here and on the page."""
@@ -303,7 +307,7 @@ def outside_in_words(person):
 
 
 def _without_mirror(told):
-    """The same network without its mirror image, to look at the two answers one by one."""
+    """The same network without its mirror image, so that the two answers can be told one by one."""
     alone = predictor.Predictor(told.model, told.card, mirror=False)
     alone._run = told._run  # compiled once
     return alone
