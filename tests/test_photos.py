@@ -3,6 +3,7 @@
 import io
 import resource
 import sys
+import zlib
 
 import numpy as np
 import pandas as pd
@@ -334,7 +335,8 @@ def test_files_that_want_much_memory_are_refused_before_they_get_it():
         pytest.skip("memory is counted in other units elsewhere")
     white = photos.encoded(Image.new("1", (12_000, 12_000), 1))
     promise = bytearray(photos.encoded(SMALL))
-    promise[16:24] = (60_000).to_bytes(4, "big") * 2
+    promise[16:24] = (60_000).to_bytes(4, "big") * 2  # its size, and the checksum over it
+    promise[29:33] = zlib.crc32(promise[12:29]).to_bytes(4, "big")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for content in (white, bytes(promise)):
         with pytest.raises(faces.PictureError) as refused:
