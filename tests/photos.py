@@ -88,9 +88,9 @@ def encodings(picture):
         "animated webp": encoded(image, "WEBP", quality=90, save_all=True, append_images=[other]),
         "tiff": encoded(image, "TIFF", compression="tiff_lzw"),
         "bmp": encoded(image, "BMP"),
-        "jpeg 2000": encoded(image, "JPEG2000", quality_layers=[20]),
+        "jpeg 2000": encoded(image, "JPEG2000", quality_layers=[8]),
         "heic": encoded(image, "HEIF", quality=90),
-        "avif": encoded(image, "AVIF", quality=85),
+        "avif": encoded(image, "AVIF", quality=95),
     }
     for orientation in (3, 6, 8):
         stored, exif = turned(picture, orientation)
