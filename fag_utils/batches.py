@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from fag_utils import labels
-from fag_utils.cleaning import CROP_MARGIN
+from fag_utils.cleaning import CROP_MARGIN, CROP_SIZE
 
 REGIONS = ("asian", "western")
 BATCH_SIZE = 128
@@ -132,7 +132,7 @@ def load_crops(paths, size):
     s leaves 1.3 pixels for each pixel of a network of side `size`, so that turning and scaling
     lose nothing.
     """
-    side = round(size * 1.3 * CROP_MARGIN)
+    side = min(round(size * 1.3 * CROP_MARGIN), CROP_SIZE)
 
     def read(path):
         picture = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
@@ -225,17 +225,21 @@ def _erase(x, chosen, place, size):
     return tf.where(hidden, 127.0, x)
 
 
-def dataset(crops, table, rows, size, augmentation=NO_AUGMENTATION, seed=0, heads=("age", "gender")):
+def dataset(crops, table, rows, size, augmentation=NO_AUGMENTATION, seed=0, heads=("age", "gender"),
+            every_age=False, ahead=2):
     """tf.data of (pictures, targets, weights) for the given rows (steps, batch_size) of a table.
 
     crops : (n, s, s, 3) uint8, from `load_crops`, one for each row of the table; array or tensor
     Pictures: (batch, size, size, 3) float32 RGB 0..255. Targets: {"age": (batch,) class 0..47,
     "gender": (batch, 2) one-hot}. Weights: 0 where age (or gender) is missing or outside 18..65: such a
-    picture teaches the other task only. `heads` names those that the network has.
+    picture teaches the other task only. `heads` names those that the network has. With `every_age` the
+    classes are 0..116, the ages themselves, and all of them count. `ahead` batches are prepared while one is
+    learned from; with 0 each is made when asked for, by all cores, and an iterator comes instead of tf.data.
     """
     age, male = table["age"].to_numpy("float64"), table["male"].to_numpy("float64")
-    age_known = (age >= labels.MIN_AGE) & (age < labels.MAX_AGE + 1)
-    age_class = np.where(age_known, age - labels.MIN_AGE, 0).astype("int32")
+    first, classes = (0, labels.N_EVERY_AGE) if every_age else (labels.MIN_AGE, labels.N_AGES)
+    age_known = (age >= first) & (age < first + classes)
+    age_class = np.where(age_known, age - first, 0).astype("int32")
     male_known = ~np.isnan(male)
     gender = np.eye(2, dtype="float32")[np.where(male_known, male, 0).astype(int)]
     targets = {"age": tf.constant(age_class), "gender": tf.constant(gender)}
@@ -246,8 +250,12 @@ def dataset(crops, table, rows, size, augmentation=NO_AUGMENTATION, seed=0, head
         pictures = see(tf.gather(crops, index), size, augmentation, tf.stack([seed, number]))
         return pictures, *({head: tf.gather(column[head], index) for head in heads} for column in (targets, weights))
 
-    data = tf.data.Dataset.from_tensor_slices((np.arange(len(rows), dtype="int32"), rows.astype("int32")))
-    return data.map(batch, num_parallel_calls=2).prefetch(2)
+    rows = rows.astype("int32")
+    if not ahead:
+        function = tf.function(batch, autograph=False)
+        return (function(tf.constant(number), tf.constant(row)) for number, row in enumerate(rows))
+    data = tf.data.Dataset.from_tensor_slices((np.arange(len(rows), dtype="int32"), rows))
+    return data.map(batch, num_parallel_calls=2).prefetch(ahead)
 
 
 def in_order(crops, size, batch_size=256):

@@ -55,6 +55,13 @@ class Run:
             return datasets.data_dir()
         return datasets.classroom.ensure(self.work / "data")
 
+    @property
+    def engine(self):
+        """What computes the steps of a training: "keras", or at full scale "fast" where that can be had."""
+        from fag_utils import fast
+
+        return "fast" if self.full and fast.available() else "keras"
+
     def save(self, name, figures):
         """Write a dict or DataFrame to data/results/NAME.json or .csv; full scale only.
 

@@ -605,6 +605,133 @@ def fingerprint(predictor):
     return hashlib.sha1(np.round(answers.to_numpy("float64"), 3).tobytes()).hexdigest()[:8]
 
 
+# The same picture, a little different -------------------------------------------------------------------
+
+def _resized(factor):
+    def change(picture):
+        from PIL import Image
+
+        image = Image.fromarray(picture)
+        small = image.resize([max(1, round(side * factor)) for side in image.size], Image.Resampling.BOX)
+        return np.asarray(small.resize(image.size, Image.Resampling.BICUBIC))
+
+    return change
+
+
+def _framed(zoom=1.0, right=0.0, down=0.0, turn=0.0):
+    """Another frame: `zoom` times as wide, moved by fractions of its side, turned by degrees."""
+    def change(picture):
+        from PIL import Image
+
+        height, width = picture.shape[:2]
+        room = max(height, width) // 2  # what lies outside repeats the edge
+        image = Image.fromarray(np.pad(picture, ((room, room), (room, room), (0, 0)), mode="edge"))
+        x, y = room + width * (0.5 + right), room + height * (0.5 + down)
+        image = image.rotate(turn, Image.Resampling.BICUBIC, center=(x, y))
+        box = (x - width * zoom / 2, y - height * zoom / 2, x + width * zoom / 2, y + height * zoom / 2)
+        return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC, box))
+
+    return change
+
+
+def _jpeg(quality):
+    def change(picture):
+        import io
+
+        from PIL import Image
+
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "JPEG", quality=quality)
+        return np.asarray(Image.open(file))
+
+    return change
+
+
+def _lit(factor):
+    return lambda picture: np.clip(picture * factor, 0, 255).astype("uint8")
+
+
+def _grey(picture):
+    return np.repeat((picture @ [0.299, 0.587, 0.114]).round().astype("uint8")[..., None], 3, axis=-1)
+
+
+# Each takes a face picture (h, w, 3) uint8 RGB and gives one of the same shape.
+CHANGES = {
+    "crop 10 % tighter": _framed(zoom=0.9), "crop 10 % looser": _framed(zoom=1.1),
+    "5 % to the left": _framed(right=-0.05), "5 % to the right": _framed(right=0.05),
+    "5 % up": _framed(down=-0.05), "5 % down": _framed(down=0.05),
+    "turned 15 degrees left": _framed(turn=15), "turned 15 degrees right": _framed(turn=-15),
+    "half the resolution": _resized(1 / 2), "a quarter of the resolution": _resized(1 / 4),
+    "half as bright": _lit(0.5), "half again as bright": _lit(1.5), "grey": _grey, "JPEG quality 30": _jpeg(30),
+}
+
+
+def robustness(table, predictor, changes=None):
+    """What each change of the pictures costs, on the same faces.
+
+    table : rows of a set whose pictures are face-filled as UTKFace's, with `path`, `age` and `male`
+    changes : dict name -> function of a picture; CHANGES if None
+
+    Returns a DataFrame: change ("none" first), pictures, mae (years), accuracy (of gender), and cost_years,
+    cost_points (percentage points), both positive where the change makes it worse.
+    """
+    from .faces import read_picture
+
+    pictures = [read_picture(path) for path in table["path"]]
+    rows = []
+    for name, change in {"none": None, **(CHANGES if changes is None else changes)}.items():
+        seen = pictures if change is None else [change(picture) for picture in pictures]
+        people = join(table, predictor.predict_crops(seen))
+        age, gender = (age_report(people["age"], people["predicted_age"]),
+                       gender_report(people["male"], people["male_probability"]))
+        rows.append({"change": name, "pictures": len(people), "mae": age["mae"], "accuracy": gender["accuracy"]})
+    result = pd.DataFrame(rows)
+    result["cost_years"] = result["mae"] - result["mae"].iloc[0]
+    result["cost_points"] = 100 * (result["accuracy"].iloc[0] - result["accuracy"])
+    return result
+
+
+def scene(picture, seed=0, width=640, height=480):
+    """A face-filled picture (h, w, 3) set into a larger one, as a photograph would show it: (height, width, 3).
+
+    Its size, from a fifth to half of the scene's height, its place and its turn, up to 20 degrees either way, follow
+    from `seed`; its border fades into a background of its own mean colour with some noise.
+    """
+    from PIL import Image
+
+    random = np.random.default_rng(seed)
+    side = int(height * random.uniform(0.2, 0.5))
+    face = Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS)
+    fade = np.minimum(1, np.minimum(*np.meshgrid(*[np.minimum(np.arange(side), np.arange(side)[::-1])] * 2))
+                      / (0.06 * side))
+    mask = Image.fromarray((255 * fade).astype("uint8"))
+    turn = random.uniform(-20, 20)
+    face, mask = (image.rotate(turn, Image.Resampling.BICUBIC, expand=True) for image in (face, mask))
+    shade = np.linspace(0.8, 1.2, width)[None, :, None] * picture.mean(axis=(0, 1))
+    noise = random.normal(0, 4, (height, width, 1))
+    photo = Image.fromarray(np.clip(shade + noise, 0, 255).astype("uint8"))
+    place = (int(random.integers(0, width - face.width + 1)), int(random.integers(0, height - face.height + 1)))
+    photo.paste(face, place, mask)
+    return np.asarray(photo)
+
+
+def in_scenes(table, predictor, seed=0):
+    """The same faces given as crops and found in scenes: two `join`ed tables of the same rows.
+
+    table : as for `robustness`. In the second table a row whose face wasn't found has missing predictions.
+    """
+    from .faces import read_picture
+
+    pictures = [read_picture(path) for path in table["path"]]
+    found = []
+    for number, picture in enumerate(pictures):
+        photo = scene(picture, [seed, number])
+        people = predictor.predict_photo(photo)
+        found.append(main_person(people, photo.shape)[PREDICTED].to_dict() if len(people) else {})
+    answers = pd.DataFrame(found, columns=PREDICTED, index=table.index)
+    return join(table, predictor.predict_crops(pictures).set_index(table.index)), join(table, answers)
+
+
 # A user's own pictures ---------------------------------------------------------------------------------
 
 _PATH_NAMES = ["path", "file", "filename", "file_name", "picture", "image"]

@@ -8,6 +8,7 @@ import numpy as np
 MIN_AGE, MAX_AGE = 18, 65
 AGES = np.arange(MIN_AGE, MAX_AGE + 1)
 N_AGES = len(AGES)
+N_EVERY_AGE = 117  # 0..116, as in UTKFace: the ages a network may learn with, of which it keeps 48
 
 # Sixteen groups of three years: the unit of a balanced batch.
 AGE_GROUPS = [(low, low + 2) for low in range(MIN_AGE, MAX_AGE + 1, 3)]
@@ -86,6 +87,18 @@ def expected_age(probabilities):
     if probabilities.shape[-1] != N_AGES:
         raise ValueError(f"expected {N_AGES} probabilities, got {probabilities.shape[-1]}")
     return probabilities @ AGES
+
+
+def adult(probabilities):
+    """Distributions over the ages 0..116 (..., 117), given that the age is in 18..65: (..., 48).
+
+    Distributions over 48 ages are returned as they are.
+    """
+    probabilities = np.asarray(probabilities)
+    if probabilities.shape[-1] == N_AGES:
+        return probabilities
+    inside = probabilities[..., MIN_AGE : MAX_AGE + 1]
+    return inside / np.maximum(inside.sum(axis=-1, keepdims=True), 1e-12)
 
 
 def temper(probabilities, temperature):

@@ -22,14 +22,16 @@ from fag_utils.table import hash_fold
 
 
 class AgeDistribution(keras.losses.Loss):
-    """Loss of a distribution over the 48 ages, for a target that is one age.
+    """Loss of a distribution over ages, for a target that is one age or a distribution.
 
-    The target is spread over its neighbours by a normal distribution of `sigma` years, since a face of 30
+    One age is spread over its neighbours by a normal distribution of `sigma` years, since a face of 30
     looks much like one of 31 (Gao et al. 2017, "Deep Label Distribution Learning"), and the expected age,
-    which is what the network will answer, is pulled to the target by `mean_weight` times its absolute
+    which is what the network will answer, is pulled to the target's by `mean_weight` times its absolute
     error in years (Gao et al. 2018, "Age Estimation Using Expectation of Label Distribution Learning").
+    The expectation is the one over 18..65, also where the network tells all 117 ages apart: see `every_age`.
 
-    y_true (n,) class 0..47; y_pred (n, 48) probabilities; -> (n,) losses.
+    y_true (n,) class, 0..47 or 0..116, or (n, classes) probabilities; y_pred (n, 48) or (n, 117)
+    probabilities; -> (n,) losses.
     """
 
     def __init__(self, sigma=2.0, mean_weight=0.1, name="age_distribution", **kwargs):
@@ -37,24 +39,47 @@ class AgeDistribution(keras.losses.Loss):
         self.sigma, self.mean_weight = sigma, mean_weight
 
     def call(self, y_true, y_pred):
-        classes = ops.arange(labels.N_AGES, dtype="float32")
-        target = ops.cast(ops.reshape(y_true, (-1, 1)), "float32")
-        spread = ops.softmax(-0.5 * ((classes - target) / self.sigma) ** 2)
-        crossentropy = -ops.sum(spread * ops.log(y_pred + 1e-7), axis=-1)
-        error = ops.abs(ops.sum(y_pred * classes, axis=-1) - target[:, 0])
-        return crossentropy + self.mean_weight * error
+        mean, _ = _expectation(y_pred)
+        if _is_distribution(y_true, y_pred):
+            target, (wanted, inside) = y_true, _expectation(y_true)
+        else:
+            classes = ops.arange(y_pred.shape[-1], dtype="float32")
+            age = ops.cast(ops.reshape(y_true, (-1, 1)), "float32")
+            target = ops.softmax(-0.5 * ((classes - age) / self.sigma) ** 2)
+            # Of the age itself: at 18 and 65 the mean of its spread is drawn inwards.
+            wanted, inside = _expectation(ops.one_hot(ops.cast(age[:, 0], "int32"), y_pred.shape[-1]))
+        crossentropy = -ops.sum(target * ops.log(y_pred + 1e-7), axis=-1)
+        return crossentropy + self.mean_weight * inside * ops.abs(mean - wanted)
+
+
+def _is_distribution(y_true, y_pred):
+    return len(y_true.shape) == 2 and y_true.shape[-1] == y_pred.shape[-1]
+
+
+def _expectation(probabilities):
+    """(n, 48) or (n, 117) -> expected class within 18..65 (n,), and the probability of that range (n,)."""
+    if probabilities.shape[-1] != labels.N_AGES:
+        probabilities = probabilities[:, labels.MIN_AGE : labels.MAX_AGE + 1]
+    inside = ops.sum(probabilities, axis=-1)
+    classes = ops.arange(labels.N_AGES, dtype="float32")
+    return ops.sum(probabilities * classes, axis=-1) / (inside + 1e-7), inside
 
 
 class ExpectedAgeError(keras.metrics.Mean):
-    """Mean absolute error in years of the expected age. y_true (n,) class, y_pred (n, 48)."""
+    """Mean absolute error in years of the expected age over 18..65; targets outside are left out.
+
+    y_true (n,) class or (n, classes), y_pred (n, classes).
+    """
 
     def __init__(self, name="mae", **kwargs):
         super().__init__(name=name, **kwargs)
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        age = ops.sum(y_pred * ops.arange(labels.N_AGES, dtype="float32"), axis=-1)
-        target = ops.cast(ops.reshape(y_true, (-1,)), "float32")
-        super().update_state(ops.abs(age - target), sample_weight)
+        if not _is_distribution(y_true, y_pred):
+            y_true = ops.one_hot(ops.cast(ops.reshape(y_true, (-1,)), "int32"), y_pred.shape[-1])
+        (mean, _), (wanted, inside) = _expectation(y_pred), _expectation(ops.cast(y_true, "float32"))
+        weight = inside if sample_weight is None else inside * ops.cast(sample_weight, "float32")
+        super().update_state(ops.abs(mean - wanted), weight)
 
 
 class Recipe(NamedTuple):
@@ -69,17 +94,17 @@ class Recipe(NamedTuple):
     gender_smoothing: float
     augmentation: batches.Augmentation
     balance: str  # "published" (tables of 16 groups), "tempered" or "shuffled"
-    gender_only: int  # pictures of a batch that teach gender only: no age, or one outside 18..65
+    beside: int  # places of a batch for pictures without an age, or one outside 18..65
+    every_age: bool = False  # learn all ages 0..116, of which 18..65 are kept (see `models.narrow`)
+    teacher_share: float = 0.8  # of the targets, where there is a teacher
+    views: int = 8  # with a teacher: different views of the pictures; then epochs come again, and it needn't answer
 
 
 # The reference recipe: Adam at 0.01 without decay, one class an age, pictures turned up to 45 degrees.
 PUBLISHED = Recipe("published", "sparse", "adam", 0.01, False, False, 0.0,
                    batches.REFERENCE_AUGMENTATION, "published", 0)
 OURS = Recipe("ours", "distribution", "adamw", 3e-3, True, True, 0.05,
-              batches.Augmentation(), "tempered", 24)
-# A warm restart (Loshchilov and Hutter 2017, "SGDR"): lower, shorter, and with pictures varied less.
-SECOND_ROUND = OURS._replace(name="second round", learning_rate=2e-3, augmentation=batches.Augmentation(
-    turn=6.0, scale=0.07, shift=0.03, brightness=0.2, contrast=0.2, saturation=0.2, grey=0.03, blur=0.08, erase=0.0))
+              batches.Augmentation(), "tempered", 32, every_age=True)
 RECIPES = {recipe.name: recipe for recipe in (PUBLISHED, OURS)}
 
 
@@ -126,19 +151,32 @@ def settle_batch_norm(model, data):
         layer.momentum = value
 
 
+def learning_rate(recipe, steps, steps_per_epoch):
+    """A recipe's learning rate: a number, or a Keras schedule that takes the step."""
+    rate = recipe.learning_rate
+    if not recipe.cosine:
+        return rate
+    warm_up = min(steps_per_epoch, steps // 10 + 1)
+    return keras.optimizers.schedules.CosineDecay(
+        rate / 20, max(1, steps - warm_up), warmup_target=rate, warmup_steps=warm_up)
+
+
+WEIGHT_DECAY, CLIP = 0.02, 5.0
+NO_DECAY = ["bias", "gamma", "beta", "alpha"]
+
+
+def average_momentum(steps):
+    """The average looks back over a twentieth of the training: in a short one too it forgets the start."""
+    return 1 - 1 / max(10, steps / 20)
+
+
 def compile_model(model, recipe, steps, steps_per_epoch):
     """Give a model the losses, metrics and optimizer of a recipe, for a training of `steps` steps."""
-    rate = recipe.learning_rate
-    if recipe.cosine:
-        warm_up = min(steps_per_epoch, steps // 10 + 1)
-        rate = keras.optimizers.schedules.CosineDecay(
-            rate / 20, max(1, steps - warm_up), warmup_target=rate, warmup_steps=warm_up)
+    rate = learning_rate(recipe, steps, steps_per_epoch)
     if recipe.optimizer == "adamw":
-        # The average looks back over a twentieth of the training: in a short one too it forgets the start.
-        momentum = 1 - 1 / max(10, steps / 20)
-        averaging = {"use_ema": True, "ema_momentum": momentum} if recipe.average else {}
-        optimizer = keras.optimizers.AdamW(rate, weight_decay=0.02, clipnorm=5.0, **averaging)
-        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta", "alpha"])
+        averaging = {"use_ema": True, "ema_momentum": average_momentum(steps)} if recipe.average else {}
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=WEIGHT_DECAY, clipnorm=CLIP, **averaging)
+        optimizer.exclude_from_weight_decay(var_names=NO_DECAY)
     else:
         optimizer = keras.optimizers.Adam(rate)
     age_loss = (AgeDistribution() if recipe.age_loss == "distribution"
@@ -153,8 +191,66 @@ def compile_model(model, recipe, steps, steps_per_epoch):
                   weighted_metrics={head: metrics[head] for head in heads}, jit_compile=False)
 
 
+class KerasEngine:
+    """Trains a copy of a model with `keras.Model.fit`. `fast.FastEngine` does the same with other means."""
+
+    def __init__(self, model, recipe, steps, steps_per_epoch):
+        self.model, self.recipe = fast_copy(model), recipe
+        compile_model(self.model, recipe, steps, steps_per_epoch)
+        self.model.optimizer.build(self.model.trainable_variables)
+
+    suffix, ahead = ".weights.h5", 2
+
+    def save(self, path):
+        self.model.save_weights(path)
+
+    def load(self, path):
+        self.model.load_weights(path)
+
+    def epoch(self, data, steps, seed, on_step):
+        """Learn from the batches of one epoch, `steps` of them; -> dict of its loss and metrics."""
+        for layer in self.model.layers:  # dropout too follows from the epoch's number, not from what ran before
+            if hasattr(layer, "seed_generator"):
+                layer.seed_generator.state.assign(seed)
+        # Keras puts the averaged weights in place whenever `fit` ends; training must go on from the others.
+        plain = {}
+        step = keras.callbacks.LambdaCallback(
+            on_train_batch_end=lambda batch, logs: on_step(),
+            on_epoch_end=lambda epoch, logs: plain.update(weights=self.model.get_weights()))
+        logs = self.model.fit(data, steps_per_epoch=steps, verbose=0, callbacks=[step]).history
+        self.model.set_weights(plain["weights"])
+        return {key: values[-1] for key, values in _named(logs).items()}
+
+    def averaged_weights(self):
+        """Weights to evaluate: the moving average, where the recipe keeps one."""
+        plain = self.model.get_weights()
+        if self.recipe.average:
+            self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
+        averaged = self.model.get_weights()
+        self.model.set_weights(plain)
+        return averaged
+
+    def finish(self, data):
+        """Weights of the trained network; `data`: batches to measure batch norm's statistics on."""
+        if self.recipe.average:
+            self.model.set_weights(self.averaged_weights())
+            settle_batch_norm(self.model, data)
+        return self.model.get_weights()
+
+
+def _engine(name):
+    """The class that computes the steps: "keras", or "fast" where that can be had."""
+    if name == "keras":
+        return KerasEngine
+    from fag_utils import fast
+
+    if name != "fast" or not fast.available():
+        raise ValueError(f'engine must be "keras", or "fast" with PyTorch and a C++ compiler; got {name!r}')
+    return fast.FastEngine
+
+
 def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=None, seed=0,
-        progress=True, on_epoch=None):
+        progress=True, on_epoch=None, engine="keras", teacher=None):
     """Train a model; interrupted, it goes on from its last finished epoch when called again.
 
     Parameters
@@ -164,6 +260,8 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     folder : where the checkpoint and `history.csv` lie; a finished training is loaded from there
     tuning : (crops, table) measured after each epoch, or None
     on_epoch : function(history DataFrame), called after each epoch, for live curves
+    engine : what computes the steps, "keras" or "fast" (see `fast`)
+    teacher : `Teacher` that sees the same pictures and gives its answers as targets, or None
 
     The model's weights are those of the trained network when this returns.
 
@@ -178,7 +276,8 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     state_file, finished = folder / "state.json", folder / "finished.weights.h5"
     steps_per_epoch = len(epoch_rows(0))
     settings = {"recipe": recipe.name, "epochs": epochs, "rows": len(table), "steps": steps_per_epoch,
-                "seed": seed, "size": size, "model": model.name}
+                "seed": seed, "size": size, "model": model.name, "engine": engine,
+                "teacher": teacher and teacher.name}
     history = []
     if state_file.exists():
         state = json.loads(state_file.read_text())
@@ -191,62 +290,57 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
             model.load_weights(finished)
             return pd.DataFrame(history)
     keras.utils.set_random_seed(seed)
-    trained, model = model, fast_copy(model)
-    compile_model(model, recipe, epochs * steps_per_epoch, steps_per_epoch)
-    model.optimizer.build(model.trainable_variables)
+    trainer = _engine(engine)(model, recipe, epochs * steps_per_epoch, steps_per_epoch)
     if history:
         # The checkpoint is named by its epoch: the state file, written last, says which one is whole.
-        model.load_weights(folder / f"epoch-{len(history):04d}.weights.h5")
+        trainer.load(_checkpoint(folder, trainer, len(history)))
     crops = tf.convert_to_tensor(crops)  # once: every epoch's batches are gathered from the same memory
     bar = tqdm(total=epochs * steps_per_epoch, initial=len(history) * steps_per_epoch, unit="step",
                disable=not progress or len(history) >= epochs)
+
+    def dataset(rows, number, teacher=None):
+        see = {"augmentation": recipe.augmentation, "seed": 1000 * seed + number, "ahead": trainer.ahead}
+        data = batches.dataset(crops, table, rows, size, **see, heads=model.output_names, every_age=recipe.every_age)
+        return data if teacher is None else teacher.taught(data, table, rows, see, recipe)
+
     for epoch in range(len(history), epochs):
         began = time.perf_counter()
-        rows = epoch_rows(epoch)
-        for layer in model.layers:  # dropout too follows from the epoch's number, not from what ran before
-            if hasattr(layer, "seed_generator"):
-                layer.seed_generator.state.assign([seed, epoch])
-        data = batches.dataset(crops, table, rows, size, recipe.augmentation, 1000 * seed + epoch,
-                               model.output_names)
-        # Keras puts the averaged weights in place whenever `fit` ends; training must go on from the others.
-        plain = {}
-        step = keras.callbacks.LambdaCallback(
-            on_train_batch_end=lambda batch, logs: bar.update(1),
-            on_epoch_end=lambda epoch, logs, plain=plain: plain.update(weights=model.get_weights()))
-        logs = model.fit(data, epochs=epoch + 1, initial_epoch=epoch, verbose=0, callbacks=[step]).history
-        model.set_weights(plain["weights"])
+        view = epoch % recipe.views if teacher else epoch
+        rows = epoch_rows(view)
+        logs = trainer.epoch(dataset(rows, view, teacher), len(rows), [seed, epoch], lambda: bar.update(1))
         seconds = time.perf_counter() - began
-        row = {"epoch": epoch + 1, **{key: float(values[-1]) for key, values in _named(logs).items()},
+        row = {"epoch": epoch + 1, **{key: float(value) for key, value in logs.items()},
                "seconds": seconds, "pictures_per_second": rows.size / seconds}
         if tuning is not None:
-            row |= _measure(model, *tuning, size, recipe)
+            model.set_weights(trainer.averaged_weights())
+            row |= _measure(model, *tuning, size)
         history.append(row)
-        _save_state(model, folder, state_file, {"settings": settings, "history": history})
+        _save_state(trainer, folder, state_file, {"settings": settings, "history": history})
         bar.set_postfix({k: f"{v:.3g}" for k, v in row.items() if k in ("loss", "tune_mae", "tune_accuracy")})
         if on_epoch:
             on_epoch(pd.DataFrame(history))
     bar.close()
-    if recipe.average:
-        model.optimizer.finalize_variable_values(model.trainable_variables)
-        settle_batch_norm(model, batches.dataset(crops, table, epoch_rows(epochs - 1)[:64], size, recipe.augmentation,
-                                                 1000 * seed + epochs))
-    trained.set_weights(model.get_weights())
-    trained.save_weights(folder / "unfinished.weights.h5")
+    model.set_weights(trainer.finish(dataset(epoch_rows(epochs - 1)[:64], epochs)))
+    model.save_weights(folder / "unfinished.weights.h5")
     (folder / "unfinished.weights.h5").replace(finished)  # whole or not there
-    (folder / f"epoch-{epochs:04d}.weights.h5").unlink(missing_ok=True)
+    _checkpoint(folder, trainer, epochs).unlink(missing_ok=True)
     history = pd.DataFrame(history)
     history.to_csv(folder / "history.csv", index=False)
     return history
 
 
-def _save_state(model, folder, state_file, state):
+def _checkpoint(folder, trainer, epoch):
+    return folder / f"epoch-{epoch:04d}{trainer.suffix}"
+
+
+def _save_state(trainer, folder, state_file, state):
     """Write a checkpoint so that a kill at any moment leaves the last whole one in force."""
-    weights = folder / f"epoch-{len(state['history']):04d}.weights.h5"
-    model.save_weights(weights)
+    weights = _checkpoint(folder, trainer, len(state["history"]))
+    trainer.save(weights)
     unfinished = state_file.with_suffix(".tmp")
     unfinished.write_text(json.dumps(state))
     unfinished.replace(state_file)
-    for old in folder.glob("epoch-*.weights.h5"):
+    for old in folder.glob(f"epoch-*{trainer.suffix}"):
         if old != weights:
             old.unlink()
 
@@ -257,9 +351,8 @@ def _named(logs):
             for key, value in logs.items()}
 
 
-def _measure(model, crops, table, size, recipe):
-    callbacks = [keras.callbacks.SwapEMAWeights()] if recipe.average else []
-    probabilities = predict(model, crops, size, callbacks)
+def _measure(model, crops, table, size):
+    probabilities = predict(model, crops, size)
     result = {}
     male = table["male"].to_numpy()
     known = ~np.isnan(male)
@@ -267,20 +360,89 @@ def _measure(model, crops, table, size, recipe):
     if "age" in probabilities:
         age = table["age"].to_numpy()
         known = labels.age_group(np.nan_to_num(age, nan=-1)) >= 0
-        error = labels.expected_age(probabilities["age"][known]) - age[known]
+        error = labels.expected_age(labels.adult(probabilities["age"][known])) - age[known]
         result["tune_mae"] = float(np.abs(error).mean())
     return result
 
 
-def predict(model, crops, size, callbacks=None, mirror=False):
+class Teacher:
+    """Larger networks whose averaged answers a smaller one learns from, picture by picture.
+
+    Hinton, Vinyals, Dean (2015), "Distilling the Knowledge in a Neural Network". Teacher and pupil see the same
+    view of a picture, as Beyer et al. (2022), "Knowledge distillation: A good teacher is patient and consistent",
+    found best: turned, scaled and lit alike, each in its own resolution. A picture without an age is taught too.
+
+    Answering takes most of the time, so answers are remembered: see `Recipe.views`.
+
+    networks : Keras models with both heads, their ages those of the pupil's (48, or 117 with `every_age`)
+    crops : dict size -> stored crops (n, s, s, 3) of the table's pictures (see `batches.load_crops`)
+    """
+
+    def __init__(self, networks, crops, engine="keras"):
+        self.name = ", ".join(network.name for network in networks)
+        self.crops = {size: tf.convert_to_tensor(stored) for size, stored in crops.items()}
+        self.networks = [(network.input_shape[1], answering(network, engine)) for network in networks]
+        self.remembered = {}
+
+    def taught(self, data, table, rows, see, recipe):
+        """The batches of `data`, their targets mixed with the teachers' answers: distributions for both heads."""
+        remembered = self.remembered.get(see["seed"])
+        answers = []
+        for number, (pictures, targets, weights) in enumerate(data):
+            if remembered is None and not number:
+                asked = self._answers(table, rows, see)
+            answers.append(next(asked) if remembered is None else remembered[number])
+            yield pictures, *soft_targets(targets, weights, answers[-1], recipe)
+        self.remembered[see["seed"]] = answers
+
+    def _answers(self, table, rows, see):
+        """The mean of the networks' answers, batch by batch: dicts of arrays (n, classes)."""
+        sizes = sorted({size for size, _ in self.networks})
+        views = [batches.dataset(self.crops[size], table, rows, size, **see) for size in sizes]
+        for seen in zip(*views, strict=True):
+            pictures = {size: view[0] for size, view in zip(sizes, seen, strict=True)}
+            answers = [answer(pictures[size]) for size, answer in self.networks]
+            yield {head: np.mean([a[head] for a in answers], axis=0) for head in answers[0]}
+
+
+def answering(network, engine="keras"):
+    """A network as a function: pictures (n, size, size, 3) -> dict of probabilities, as arrays."""
+    if engine == "fast":
+        from fag_utils import fast
+
+        return fast.FastModel(network).probabilities
+    function = tf.function(lambda x: network(x, training=False), reduce_retracing=True)
+    return lambda pictures: {head: value.numpy() for head, value in function(pictures).items()}
+
+
+def soft_targets(targets, weights, answers, recipe):
+    """Labels and a teacher's answers in one distribution for each picture: (targets, weights), dicts of arrays.
+
+    Where there is a label, it has (1 - teacher_share) of the target; where there is none, the teacher has all.
+    """
+    share = recipe.teacher_share
+    hard = {"gender": np.asarray(targets["gender"])}
+    if "age" in targets:
+        age = np.asarray(targets["age"])[:, None]
+        spread = -0.5 * ((np.arange(answers["age"].shape[1]) - age) / AgeDistribution().sigma) ** 2
+        hard["age"] = np.exp(spread) / np.exp(spread).sum(axis=1, keepdims=True)
+    mixed, sure = {}, {}
+    for head in targets:
+        known = np.asarray(weights[head])[:, None] * (1 - share)
+        mixed[head] = (known * hard[head] + (1 - known) * answers[head]).astype("float32")
+        sure[head] = np.ones(len(known), "float32")
+    return mixed, sure
+
+
+def predict(model, crops, size, mirror=False):
     """Outputs of a model for stored crops, not augmented: dict of arrays (n, 48) and (n, 2).
 
     mirror : average them with the outputs for the mirror images, as a `Predictor` does
     """
     if mirror:
-        views = [predict(model, view, size, callbacks) for view in (crops, crops[:, :, ::-1])]
+        views = [predict(model, view, size) for view in (crops, crops[:, :, ::-1])]
         return {head: (views[0][head] + views[1][head]) / 2 for head in views[0]}
-    outputs = model.predict(batches.in_order(crops, size), verbose=0, callbacks=callbacks)
+    outputs = model.predict(batches.in_order(crops, size), verbose=0)
     return outputs if isinstance(outputs, dict) else dict(zip(model.output_names, outputs, strict=True))
 
 
@@ -319,7 +481,7 @@ def calibrate(probabilities, table):
 
 
 def pretrain_gender(table, folder, size=62, width=0.75, epochs=8, recipe=OURS, seed=0, progress=True,
-                    on_epoch=None):
+                    on_epoch=None, engine="keras"):
     """Train a gender classifier on the kept rows of a cleaned table (CelebA): (model, history).
 
     Only the fold "train" is used. Called again, it resumes, or loads what was finished.
@@ -333,31 +495,36 @@ def pretrain_gender(table, folder, size=62, width=0.75, epochs=8, recipe=OURS, s
         return batches.shuffled(learn, seed=1000 * seed + epoch)
 
     history = fit(model, crops, learn, epochs, recipe, epoch_rows, size, folder, (tuning_crops, tune), seed,
-                  progress, on_epoch)
+                  progress, on_epoch, engine)
     return model, history
 
 
-def train_multitask(table, folder, pretrained=None, gender_only=None, size=62, width=0.75, epochs=40,
-                    recipe=OURS, seed=0, progress=True, on_epoch=None, start=None):
+def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=0.75, epochs=40,
+                    recipe=OURS, seed=0, progress=True, on_epoch=None, engine="keras", teachers=()):
     """Train age and gender on the kept rows of a cleaned table: (model, history).
 
     Parameters
     ----------
     table : its kept rows of the fold "train" with a gender and an age in 18..65 are used (see `split`)
-    pretrained : the gender classifier whose layers to go on with; None starts from random weights
-    gender_only : cleaned rows that teach gender alone (CelebA's, or ages outside 18..65); used by
-        recipes that give them places in a batch
-    recipe : PUBLISHED, OURS or SECOND_ROUND, or one made from them with `_replace`
-    start : a network with both heads to go on with, instead of `pretrained`
+    pretrained : the gender classifier whose layers to go on with, of any size; None starts from random
+        weights, a MobileFaceNet of `size` and `width`
+    beside : cleaned rows without an age (CelebA's) or with one outside 18..65, for recipes that give them
+        places in a batch
+    recipe : PUBLISHED or OURS, or one made from them with `_replace`. With its `every_age` the model returned
+        tells 117 ages apart: `models.narrow` makes the 48 of it.
+    engine : what computes the steps, "keras" or "fast" (see `fast`)
+    teachers : trained networks with the recipe's ages to learn from (see `Teacher`)
     """
     known = labels.age_group(table["age"].fillna(-1)) >= 0
     learn, tune = split(table[known & table["male"].notna()])
     keras.utils.set_random_seed(seed)
-    model = start or add_age_branch(pretrained or gender_classifier(mobilefacenet(size, width)))
-    places = recipe.gender_only if gender_only is not None and len(gender_only) else 0
+    ages = labels.N_EVERY_AGE if recipe.every_age else labels.N_AGES
+    model = add_age_branch(pretrained or gender_classifier(mobilefacenet(size, width)), ages=ages)
+    size = model.input_shape[1]
+    places = recipe.beside if beside is not None and len(beside) else 0
     everything = learn
     if places:
-        extra = gender_only[gender_only["keep"] & gender_only["male"].notna()]
+        extra = beside[beside["keep"] & beside["male"].notna()]
         extra = extra[extra["fold"] == "train"]  # never a picture of a fold that is measured on
         everything = pd.concat([learn, extra], ignore_index=True)
     crops = batches.load_crops(everything["crop"], size)
@@ -373,13 +540,17 @@ def train_multitask(table, folder, pretrained=None, gender_only=None, size=62, w
         else:
             rows = batches.shuffled(learn, batches.BATCH_SIZE - places, number)
         if places:
-            beside = batches.dealt(len(everything) - len(learn), len(rows), places, epoch, seed)
-            rows = batches.mixed(rows, len(learn) + beside)
+            others = batches.dealt(len(everything) - len(learn), len(rows), places, epoch, seed)
+            rows = batches.mixed(rows, len(learn) + others)
         return rows
 
+    teacher = None
+    if teachers:
+        sizes = {network.input_shape[1] for network in teachers}
+        teacher = Teacher(teachers, {s: batches.load_crops(everything["crop"], s) for s in sizes}, engine)
     tuning = (batches.load_crops(tune["crop"], size), tune)
     history = fit(model, crops, everything, epochs, recipe, epoch_rows, size, folder, tuning, seed, progress,
-                  on_epoch)
+                  on_epoch, engine, teacher)
     return model, history
 
 

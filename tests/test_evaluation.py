@@ -530,3 +530,74 @@ def test_report_holds_for_small_tables(n, seed):
     assert 0 <= report["groups_16"]["exact"] <= report["groups_16"]["one_off"] <= 1
     assert np.sum(report["groups_16"]["confusion"]) == n
     assert 0 <= report["calibration"]["expected_error"] <= 1
+
+
+def astronaut_face():
+    from skimage.data import astronaut
+
+    return astronaut()[10:190, 135:315].copy()
+
+
+def test_every_change_keeps_the_shape_and_changes_the_picture():
+    picture = astronaut_face()
+    for name, change in evaluation.CHANGES.items():
+        other = change(picture)
+        assert other.shape == picture.shape and other.dtype == np.uint8, name
+        assert np.abs(other.astype(int) - picture).mean() > 0.5, name
+        again = evaluation.CHANGES[name](picture)
+        assert np.array_equal(other, again), name
+    far = {name: np.abs(change(picture).astype(int) - picture).mean() for name, change in evaluation.CHANGES.items()}
+    assert far["a quarter of the resolution"] > far["half the resolution"]
+
+
+def test_frames_move_as_they_say():
+    picture = np.zeros((100, 100, 3), "uint8")
+    picture[40:60, 40:60] = 255  # a square in the middle
+
+    def middle(name):
+        rows, columns = np.nonzero(evaluation.CHANGES[name](picture)[..., 0] > 127)
+        return rows.mean() - 49.5, columns.mean() - 49.5, len(rows)
+
+    np.testing.assert_allclose(middle("5 % to the right")[:2], [0, -5], atol=0.6)
+    np.testing.assert_allclose(middle("5 % up")[:2], [5, 0], atol=0.6)
+    assert middle("crop 10 % tighter")[2] > 20**2 > middle("crop 10 % looser")[2]
+    np.testing.assert_allclose(middle("turned 15 degrees left"), [0, 0, 400], atol=20)
+
+
+def test_robustness_counts_what_each_change_costs(folder):
+    table = pd.DataFrame({"path": [folder / "a.png"] * 4, "age": [30.0] * 4, "male": [1.0] * 4})
+    result = evaluation.robustness(table, Brightness(), {"darker": evaluation.CHANGES["half as bright"]})
+    assert list(result["change"]) == ["none", "darker"] and list(result["pictures"]) == [4, 4]
+    assert result["cost_years"][0] == result["cost_points"][0] == 0
+    assert result["mae"][0] == 0  # Brightness says 30 of this picture ...
+    assert result["cost_years"][1] > 0  # ... and something else of a darker one
+
+
+def test_a_scene_holds_the_face_and_is_the_same_again():
+    picture = astronaut_face()
+    scenes = [evaluation.scene(picture, seed) for seed in (0, 0, 1)]
+    assert scenes[0].shape == (480, 640, 3) and scenes[0].dtype == np.uint8
+    assert np.array_equal(scenes[0], scenes[1]) and not np.array_equal(scenes[0], scenes[2])
+    from fag_utils import faces
+
+    found = [faces.detect(scene) for scene in scenes[::2]]
+    assert all(len(people) >= 1 for people in found)
+
+
+def test_in_scenes_keeps_the_rows_of_faces_it_does_not_find(tmp_path):
+    Image.fromarray(np.full((64, 64, 3), 90, "uint8")).save(tmp_path / "grey.png")
+    Image.fromarray(astronaut_face()).save(tmp_path / "face.png")
+
+    class Finder(Brightness):
+        def predict_photo(self, photo):
+            people = pd.DataFrame(columns=[*evaluation.PREDICTED, "x", "y", "width", "height"])
+            if photo.std() > 25:  # the face has contrast, the grey card has not
+                people.loc[0] = [40.0, 35.0, 45.0, 0.5, 100, 100, 50, 50]
+            return people
+
+    paths = [tmp_path / "grey.png", tmp_path / "face.png"]
+    table = pd.DataFrame({"path": paths, "age": 30.0, "male": 1.0}, index=[5, 9])
+    crops, photos = evaluation.in_scenes(table, Finder())
+    assert list(crops.index) == list(photos.index) == [5, 9]
+    assert crops["predicted_age"].notna().all()
+    assert list(photos["predicted_age"].isna()) == [True, False]

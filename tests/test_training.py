@@ -36,7 +36,8 @@ def train(folder, on_epoch=None, epochs=4):
     crops[table["male"] == 1, :, :6] //= 4  # something to learn
     model = network()
     rows = lambda epoch: batches.shuffled(table, 16, seed=epoch)
-    history = training.fit(model, crops, table, epochs, training.OURS, rows, 8, folder, (crops[:20], table[:20]),
+    recipe = training.OURS._replace(every_age=False)
+    history = training.fit(model, crops, table, epochs, recipe, rows, 8, folder, (crops[:20], table[:20]),
                            progress=False, on_epoch=on_epoch)
     return model, history
 """
@@ -81,14 +82,15 @@ def test_a_folder_with_another_training_is_refused(tmp_path):
 
 
 def test_epochs_go_on_from_the_plain_weights_not_from_their_average(tmp_path):
-    plain = training.OURS._replace(average=False)
+    ours = training.OURS._replace(every_age=False)
+    plain = ours._replace(average=False)
     random = np.random.default_rng(0)
     table = pd.DataFrame({"age": random.integers(18, 66, 64) * 1.0, "male": random.integers(0, 2, 64) * 1.0})
     crops = random.integers(0, 256, (64, 12, 12, 3), dtype="uint8")
     losses = [
         training.fit(network(), crops, table, 4, recipe, lambda epoch: batches.shuffled(table, 16, seed=epoch),  # noqa: F821
                      8, tmp_path / str(recipe.average), progress=False)["loss"]
-        for recipe in (training.OURS, plain)
+        for recipe in (ours, plain)
     ]
     np.testing.assert_allclose(*losses, rtol=1e-4)  # averaging changes what is kept, not what is trained
 
@@ -183,7 +185,7 @@ def test_validation_rows_never_teach_gender_either(monkeypatch, tmp_path):
     monkeypatch.setattr(batches, "load_crops", lambda paths, size: np.zeros((len(list(paths)), 97, 97, 3), "uint8"))
     monkeypatch.setattr(training, "fit", lambda model, crops, table, *a, **k: seen.update(table=table))
     table = cleaned()
-    training.train_multitask(table, tmp_path, gender_only=cleaned(), epochs=1, width=0.125)
+    training.train_multitask(table, tmp_path, beside=cleaned(), epochs=1, width=0.125)
     assert set(seen["table"]["fold"]) == {"train"} and seen["table"]["keep"].all()
 
 
@@ -207,3 +209,113 @@ def test_calibration_brings_intervals_to_80_percent():
     assert ((truth >= low) & (truth <= high)).mean() == pytest.approx(0.8, abs=0.03)
     tempered = labels.temper(probabilities["gender"], found["gender_temperature"])
     assert tempered.max(axis=1).mean() == pytest.approx(0.8, abs=0.05)
+
+
+def test_with_every_age_the_expectation_is_still_the_one_over_18_to_65():
+    loss = training.AgeDistribution(sigma=2, mean_weight=1.0, reduction=None)
+    p = np.zeros((3, 117), "float32")
+    p[0, 30] = p[1, 30] = p[2, 5] = 1.0
+    p[1] = 0.5 * p[1] + 0.5 * np.eye(117, dtype="float32")[90]  # half of it beyond 65: of the rest, 30 is the mean
+    values = np.asarray(loss(np.array([30, 30, 5]), p))
+    assert np.isfinite(values).all()
+    # Half of it beyond 65 costs likelihood, but of the rest 30 is the mean: no year is added.
+    assert values[1] - values[0] < 1
+    other = np.asarray(training.AgeDistribution(sigma=2, mean_weight=9.0, reduction=None)(np.array([30, 30, 5]), p))
+    np.testing.assert_allclose(other, values, rtol=1e-4)  # a child's mean within 18..65 is not asked for
+    metric = training.ExpectedAgeError()
+    metric.update_state(np.array([40, 5]), np.eye(117, dtype="float32")[[30, 60]])
+    assert float(metric.result()) == pytest.approx(10)  # the child is left out
+
+
+def test_a_distribution_is_a_target_like_its_age():
+    loss = training.AgeDistribution(sigma=2, mean_weight=0.1, reduction=None)
+    classes = np.arange(48)
+    target = np.exp(-0.5 * ((classes - 20) / 2) ** 2).astype("float32")
+    answer = np.random.default_rng(0).dirichlet(np.ones(48), 1).astype("float32")
+    one = np.asarray(loss(np.array([20]), answer))
+    other = np.asarray(loss((target / target.sum())[None], answer))
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+
+
+def test_narrow_keeps_the_distribution_given_18_to_65():
+    from fag_utils.models import age_gender, narrow
+
+    keras.utils.set_random_seed(0)
+    wide = age_gender(mobilefacenet(32, 0.125), ages=117)
+    small = narrow(wide)
+    pictures = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3)).astype("float32")
+    training.settle_batch_norm(wide, [(pictures,)])
+    a, b = wide(pictures), small(pictures)
+    assert b["age"].shape == (3, 48)
+    np.testing.assert_allclose(labels.adult(a["age"].numpy()), b["age"].numpy(), atol=1e-6)
+    np.testing.assert_array_equal(a["gender"].numpy(), b["gender"].numpy())
+    assert narrow(small) is small
+
+
+def test_a_teacher_has_its_share_and_all_of_what_has_no_label():
+    recipe = training.OURS._replace(teacher_share=0.75)
+    answers = {"age": np.full((2, 117), 1 / 117), "gender": np.array([[0.9, 0.1], [0.9, 0.1]])}
+    targets = {"age": np.array([30, 0]), "gender": np.array([[0.0, 1.0], [0.0, 1.0]])}
+    weights = {"age": np.array([1.0, 0.0]), "gender": np.array([1.0, 1.0])}
+    mixed, sure = training.soft_targets(targets, weights, answers, recipe)
+    np.testing.assert_allclose(mixed["age"].sum(axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(mixed["age"][1], 1 / 117, rtol=1e-5)
+    assert mixed["age"][0].argmax() == 30 and mixed["age"][0, 100] == pytest.approx(0.75 / 117, rel=1e-4)
+    np.testing.assert_allclose(mixed["gender"][0], [0.675, 0.325], rtol=1e-5)
+    assert sure["age"].tolist() == [1, 1]
+
+
+def test_a_pupil_learns_from_pictures_without_labels(tmp_path):
+    exec(SMALL, globals())
+    random = np.random.default_rng(0)
+    crops = random.integers(0, 256, (64, 12, 12, 3), dtype="uint8")
+    male = random.integers(0, 2, 64)
+    crops[male == 1, :, :6] //= 4
+    labelled = pd.DataFrame({"age": 30.0, "male": male * 1.0})
+    rows = lambda epoch: batches.shuffled(labelled, 16, seed=epoch)  # noqa: E731
+    recipe = training.OURS._replace(every_age=False, learning_rate=2e-2)
+    teacher = network()  # noqa: F821
+    training.fit(teacher, crops, labelled, 12, recipe, rows, 8, tmp_path / "teacher", progress=False)
+    pupil = network()  # noqa: F821
+    unlabelled = labelled.assign(age=np.nan, male=np.nan)
+    training.fit(pupil, crops, unlabelled, 12, recipe, rows, 8, tmp_path / "pupil", progress=False,
+                 teacher=training.Teacher([teacher], {8: crops}))
+    said = training.predict(pupil, crops, 8)
+    taught = training.predict(teacher, crops, 8)
+    assert ((said["gender"][:, 1] > 0.5) == (taught["gender"][:, 1] > 0.5)).mean() > 0.9
+    assert np.abs(labels.expected_age(said["age"]) - labels.expected_age(taught["age"])).mean() < 4
+
+
+def test_a_teacher_answers_once_for_a_view_and_an_interrupted_pupil_ends_the_same(tmp_path):
+    exec(SMALL, globals())
+    random = np.random.default_rng(0)
+    crops = random.integers(0, 256, (64, 12, 12, 3), dtype="uint8")
+    table = pd.DataFrame({"age": random.integers(18, 66, 64) * 1.0, "male": random.integers(0, 2, 64) * 1.0})
+    rows = lambda epoch: batches.shuffled(table, 16, seed=epoch)  # noqa: E731
+    recipe = training.OURS._replace(every_age=False, views=2)
+
+    class Counting(training.Teacher):
+        asked = 0
+
+        def _answers(self, *arguments):
+            for answer in super()._answers(*arguments):
+                type(self).asked += 1
+                yield answer
+
+    def learn(folder, stop_after=None):
+        keras.utils.set_random_seed(1)
+        pupil, teacher = network(), Counting([network()], {8: crops})  # noqa: F821
+
+        def stop(history):
+            if len(history) == stop_after:
+                raise KeyboardInterrupt
+
+        training.fit(pupil, crops, table, 5, recipe, rows, 8, folder, progress=False, on_epoch=stop, teacher=teacher)
+        return pupil.get_weights()
+
+    whole = learn(tmp_path / "whole")
+    assert Counting.asked == 2 * 4
+    with pytest.raises(KeyboardInterrupt):
+        learn(tmp_path / "parts", stop_after=3)
+    for one, other in zip(whole, learn(tmp_path / "parts"), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)

@@ -1,9 +1,10 @@
 """The networks of the course.
 
-`models.mobilefacenet` is the function; its module's other names are here as well, and those of `light`.
+`models.mobilefacenet` is the function; its module's other names are here as well, and those of `light` and `face_resnet`.
 """
 
 from fag_utils.models.checkpoints import WeightsError
+from fag_utils.models.face_resnet import FACE_RESNET, face_recogniser, face_resnet
 from fag_utils.models.light import (
     EFFICIENTNET_LITE0,
     EFFICIENTNET_LITE0_PUBLISHED,
@@ -27,12 +28,14 @@ from fag_utils.models.mobilefacenet import (
     layer_table,
     mobilefacenet,
     multiply_adds,
+    narrow,
     normalise,
 )
 
 __all__ = [
     "EFFICIENTNET_LITE0",
     "EFFICIENTNET_LITE0_PUBLISHED",
+    "FACE_RESNET",
     "PUBLISHED",
     "RECIPES",
     "TABLES",
@@ -44,6 +47,8 @@ __all__ = [
     "count",
     "depthwise",
     "efficientnet_lite0",
+    "face_recogniser",
+    "face_resnet",
     "gender_classifier",
     "global_depthwise",
     "imagenet_classifier",
@@ -51,6 +56,7 @@ __all__ = [
     "mbconv",
     "mobilefacenet",
     "multiply_adds",
+    "narrow",
     "normalise",
     "normalise_relu6",
 ]

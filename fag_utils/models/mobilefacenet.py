@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from keras import layers
 
-from fag_utils.labels import N_AGES
+from fag_utils.labels import MAX_AGE, MIN_AGE, N_AGES
 
 
 class Row(NamedTuple):
@@ -167,14 +167,14 @@ def _head(embedding, name, classes, dropout, hidden=None):
     return layers.Dense(classes, activation="softmax", dtype="float32", name=name)(x)
 
 
-def age_gender(backbone, dropout=0.2, hidden=None):
-    """Both heads on a backbone's output: a Model with outputs {"age": (n, 48), "gender": (n, 2)}, softmax.
+def age_gender(backbone, dropout=0.2, hidden=None, ages=N_AGES):
+    """Both heads on a backbone's output: a Model with outputs {"age": (n, ages), "gender": (n, 2)}, softmax.
 
     Gender's index 1 is male. The backbone's layers are shared, not copied. `hidden` puts a linear layer of so
-    many units before each head: the reference recipe has 128.
+    many units before each head: the reference recipe has 128. For `ages` see `narrow`.
     """
     outputs = {
-        "age": _head(backbone.output, "age", N_AGES, dropout, hidden),
+        "age": _head(backbone.output, "age", ages, dropout, hidden),
         "gender": _head(backbone.output, "gender", 2, dropout, hidden),
     }
     return keras.Model(backbone.input, outputs, name=f"{backbone.name}_age_gender")
@@ -186,7 +186,7 @@ def gender_classifier(backbone, dropout=0.2):
     return keras.Model(backbone.input, outputs, name=f"{backbone.name}_gender")
 
 
-def add_age_branch(gender_model, dropout=0.2):
+def add_age_branch(gender_model, dropout=0.2, ages=N_AGES):
     """An age head beside the gender head of a pre-trained `gender_classifier`.
 
     Returns a Model like `age_gender`'s. It shares all layers with `gender_model`: what was learned stays.
@@ -194,9 +194,24 @@ def add_age_branch(gender_model, dropout=0.2):
     if "gender" not in gender_model.output_names or "age" in gender_model.output_names:
         raise ValueError('add_age_branch needs a model with the output "gender" only: see gender_classifier')
     embedding = gender_model.get_layer("gender_dropout").input
-    outputs = {"age": _head(embedding, "age", N_AGES, dropout), "gender": gender_model.output["gender"]}
+    outputs = {"age": _head(embedding, "age", ages, dropout), "gender": gender_model.output["gender"]}
     name = gender_model.name.removesuffix("_gender") + "_age_gender"
     return keras.Model(gender_model.input, outputs, name=name)
+
+
+def narrow(model):
+    """A network with heads for the ages 0..116 -> the same with the 48 ages 18..65 only.
+
+    Of the head's softmax the other ages are left out, so that its answer is the distribution given that the
+    person is 18 to 65. All other layers are shared. A network that has 48 ages is returned as it is.
+    """
+    head = model.get_layer("age")
+    if head.units == N_AGES:
+        return model
+    layer = layers.Dense(N_AGES, activation="softmax", dtype="float32", name="age")
+    outputs = {"age": layer(head.input), "gender": model.output["gender"]}
+    layer.set_weights([weights[..., MIN_AGE : MAX_AGE + 1] for weights in head.get_weights()])
+    return keras.Model(model.input, outputs, name=model.name)
 
 
 def multiply_adds(layer):
