@@ -486,3 +486,28 @@ def bars_with_intervals(
     ax.grid(axis="y", visible=False)
     ax.margins(x=0.1)
     return ax
+
+
+@_styled
+def ablation(table, figures=("mae", "gender_accuracy"), names=("mean absolute error (years)", "gender accuracy (%)")):
+    """A recipe and what is left when an ingredient is taken away: a row a variant, a dot a seed, a bar their mean.
+
+    table : DataFrame, a row for each variant and seed: variant, and a column for each of `figures` (shares, where
+        the name says %). The first variant is the one to compare with: its mean is a line through all rows.
+    -> Figure, a panel for each of `figures`
+    """
+    import matplotlib.pyplot as plt
+
+    variants = list(dict.fromkeys(table["variant"]))
+    figure, axes = plt.subplots(1, len(figures), figsize=(9.5, 0.8 + 0.32 * len(variants)), sharey=True, squeeze=False)
+    for ax, column, name in zip(axes[0], figures, names, strict=True):
+        values = table[column] * (100 if "%" in name else 1)
+        means = values.groupby(table["variant"]).mean()
+        ax.axvline(means[variants[0]], color=GREY, linewidth=1)
+        rows = table["variant"].map(variants.index)
+        ax.scatter(values, rows, s=22, color=BLUE, zorder=3)
+        ax.scatter(means[variants], range(len(variants)), s=160, marker="|", color=ORANGE, zorder=4)
+        ax.set(xlabel=name, yticks=range(len(variants)), ylim=(len(variants) - 0.5, -0.5))
+        ax.set_yticklabels(variants)
+    figure.tight_layout()
+    return figure

@@ -180,3 +180,15 @@ def test_a_backend_that_wakes_up_while_we_draw_stays_awake():
     plots._styled(plt.ion)()
     assert plt.isinteractive()
     plt.ioff()
+
+
+def test_ablation_shows_every_seed_and_the_first_variants_mean():
+    table = pd.DataFrame({"variant": ["ours", "ours", "no averages"], "mae": [5.0, 5.2, 5.5],
+                          "gender_accuracy": [0.96, 0.97, 0.95]})
+    figure = plots.ablation(table)
+    age, gender = figure.axes
+    assert [label.get_text() for label in age.get_yticklabels()] == ["ours", "no averages"]
+    np.testing.assert_allclose(age.collections[0].get_offsets(), [[5.0, 0], [5.2, 0], [5.5, 1]])
+    assert age.lines[0].get_xdata()[0] == pytest.approx(5.1)
+    assert gender.collections[0].get_offsets()[0, 0] == pytest.approx(96)
+    assert gender.get_ylim()[0] > gender.get_ylim()[1]  # the first on top
