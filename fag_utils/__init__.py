@@ -9,9 +9,9 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "labels", "table", "datasets", "faces", "cleaning", "batches", "models",
-    "training", "evaluation", "plots", "predictor", "course",
+    "training", "evaluation", "plots", "predictor", "video", "widgets", "course",
 }
-_FUNCTIONS = {"load_predictor": "predictor", "available_weights": "predictor"}
+_FUNCTIONS = {"load_predictor": "predictor", "available_weights": "predictor", "predict_folder": "predictor"}
 
 __all__ = sorted(_MODULES | set(_FUNCTIONS))
 

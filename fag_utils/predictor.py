@@ -1,6 +1,8 @@
 """A photograph in, people out: the shipped networks, ready to use without a network connection."""
 
 import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from fag_utils import faces, labels
 WEIGHTS = Path(__file__).parent / "weights"
 PREDICTIONS = ["age", "age_low", "age_high", "male_probability"]
 BATCH = 64
+PHOTOS_AT_ONCE = 16  # photographs whose faces are told in one go
 
 
 def available_weights():
@@ -42,6 +45,32 @@ def save_weights(model, name, card, folder=WEIGHTS):
     text = json.dumps({"name": name, **card}, indent=2, ensure_ascii=False)
     (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     return folder / f"{name}.keras"
+
+
+def may_be_outside(age_low, age_high):
+    """Which people may be younger than 18 or older than 65, by their 80 % intervals (arrays of years): bool array.
+
+    The network knows no such ages and gives such people one of its first or last, so whoever's interval comes
+    close to an end may be one of them. (UTKFace, 300 pictures each: that marks half of those under 18 and nine
+    in ten of those over 65, and one in ten of those aged 24 to 57.)
+    """
+    return (np.asarray(age_low) < labels.MIN_AGE + 1) | (np.asarray(age_high) > labels.MAX_AGE - 2)
+
+
+@dataclass
+class Look:
+    """A photograph with its faces, before anybody has said how old they are.
+
+    picture : (height, width, 3) uint8 RGB, upright as far as the file tells
+    faces : DataFrame, a row a face, as `faces.detect` returns it
+    crops : (n, size, size, 3) uint8 RGB, what the network will see
+    notes : list of sentences for people: what is special about this file
+    """
+
+    picture: np.ndarray
+    faces: pd.DataFrame
+    crops: np.ndarray
+    notes: list
 
 
 class Predictor:
@@ -98,13 +127,14 @@ class Predictor:
         Returns
         -------
         DataFrame, a row a picture: age (years, expected value over 18..65), age_low and age_high (80 %
-        interval), male_probability (0..1).
+        interval), male_probability (0..1), may_be_outside (bool: the person may be under 18 or over 65,
+        see `may_be_outside`).
 
         Raises ValueError for something that is not a list of pictures.
         """
         if isinstance(crops, np.ndarray) and crops.ndim == 3:
             raise ValueError("predict_crops takes several pictures: for one, write predict_crops([crop])")
-        return self._table(self.probabilities(crops))
+        return self.table(self.probabilities(crops))
 
     def ages(self, probabilities):
         """Ages in years, told from calibrated distributions (n, 48): the mean, sharpened as the card says."""
@@ -112,11 +142,13 @@ class Predictor:
         sharpen = calibration.get("decoding_temperature", 1.0) / calibration.get("age_temperature", 1.0)
         return labels.expected_age(labels.temper(probabilities, sharpen))
 
-    def _table(self, probabilities):
-        low, high = labels.age_interval(probabilities["age"])
+    def table(self, probabilities, share=0.8):
+        """The DataFrame of `predict_crops` from `probabilities`, with intervals that hold this share of them."""
+        low, high = labels.age_interval(probabilities["age"], share)
         return pd.DataFrame({
             "age": self.ages(probabilities["age"]), "age_low": low, "age_high": high,
             "male_probability": probabilities["gender"][:, labels.MALE],
+            "may_be_outside": may_be_outside(*labels.age_interval(probabilities["age"])),
         })
 
     def predict_photo(self, photo, min_score=0.5):
@@ -127,10 +159,120 @@ class Predictor:
 
         Returns a DataFrame, a row a face, the largest first: the columns of `predict_crops`, and x, y,
         width, height of the face's box in pixels and face_score (0..1). No face gives no rows.
+        `.attrs["notes"]` is a list of sentences: that the file breaks off, lies on its side, and such.
         Raises faces.PictureError (a ValueError) when the photo can't be read.
         """
-        picture = faces.read_picture(photo)
+        return self.tell([self.look(photo, min_score)])[0]
+
+    def look(self, photo, min_score=0.5):
+        """The first half of `predict_photo`: read a photograph, find and crop its faces. Returns a Look."""
+        picture, notes = faces.read_photo(photo)
         found = faces.detect(picture, min_score)
+        if found.attrs["turns"]:
+            notes.append("The picture lies on its side, or on its head: the faces were turned upright.")
+        return Look(picture, found, self.crops(picture, found), notes)
+
+    def crops(self, picture, found):
+        """What the network sees of faces that `faces.detect` found: (n, size, size, 3) uint8 RGB."""
         crops = [faces.crop_face(picture, face, self.size) for _, face in found.iterrows()]
-        people = self._table(self._probabilities(np.array(crops, "uint8").reshape(-1, self.size, self.size, 3)))
-        return pd.concat([people, found[faces.BOX_COLUMNS]], axis=1)
+        return np.array(crops, "uint8").reshape(-1, self.size, self.size, 3)
+
+    def tell(self, looks):
+        """The second half, for the faces of many photographs at once: a list with a DataFrame for each Look."""
+        looks = list(looks)
+        if not looks:
+            return []
+        told = self._probabilities(np.concatenate([look.crops for look in looks]))
+        ends = np.cumsum([len(look.crops) for look in looks])[:-1]
+        parts = zip(np.split(told["age"], ends), np.split(told["gender"], ends), strict=True)
+        return [self.people(look, {"age": age, "gender": gender})
+                for look, (age, gender) in zip(looks, parts, strict=True)]
+
+    def probabilities_of(self, look):
+        """`probabilities` of the faces of one Look."""
+        return self._probabilities(look.crops)
+
+    def people(self, look, probabilities, share=0.8):
+        """The DataFrame of `predict_photo` from a Look and its probabilities, with intervals that hold this share."""
+        people = pd.concat([self.table(probabilities, share), look.faces[faces.BOX_COLUMNS]], axis=1)
+        people.attrs = {"notes": look.notes}
+        return people
+
+
+def predict_folder(folder, csv=None, predictor=None, min_score=0.5, progress=True):
+    """Find the faces of all photographs in a folder and tell age and gender of each; write a csv file.
+
+    Parameters
+    ----------
+    folder : every file in it is tried, those in folders below it too; hidden files and csv files are left out
+    csv : where to write; None is `people.csv` in the folder itself
+    predictor : a `Predictor`; None loads the one that `load_predictor` loads by default
+    min_score : faces the detector is less sure of are left out
+    progress : show a bar
+
+    Returns
+    -------
+    DataFrame, what the csv file holds, a row a face: file (below the folder, with /), face (1, 2, ... the
+    largest first), the columns of `predict_photo`, note (what is special about the file). A file that can't be
+    used, or shows no face, has one row without a face, and a `reason`: "no face", "not_a_picture", "too_large",
+    "truncated", "unreadable".
+
+    Raises FileNotFoundError where there is no such folder.
+    """
+    from tqdm.auto import tqdm
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {str(folder)!r}")
+    csv = Path(csv) if csv else folder / "people.csv"
+    predictor = predictor or load_predictor()
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() != ".csv"
+                   and not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    tables = []
+    with tqdm(total=len(paths), unit="photo", disable=not progress) as bar:
+        for start in range(0, len(paths), PHOTOS_AT_ONCE):
+            part = paths[start : start + PHOTOS_AT_ONCE]
+            tables += _predict_files(part, folder, predictor, min_score, bar)
+    rows = [row for table in tables for row in table.to_dict("records")]
+    table = pd.DataFrame(rows, columns=_columns(rows)).astype({"face": "Int64", "may_be_outside": "boolean"})
+    partial = csv.with_name(f".{csv.name}.partial")
+    table.to_csv(partial, index=False, float_format="%.4g", encoding="utf-8")
+    os.replace(partial, csv)  # whole or not at all
+    return table
+
+
+def _columns(rows):
+    """The columns of predict_folder, with those in their middle that this predictor may give beyond the usual."""
+    usual = ["file", "face", *PREDICTIONS, "may_be_outside", *faces.BOX_COLUMNS, "reason", "note"]
+    more = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in usual]
+    return usual[:-2] + more + usual[-2:]
+
+
+def _predict_files(paths, folder, predictor, min_score, bar):
+    """A table for each of these files, in their order."""
+    looks, reasons = {}, {}
+    for path in paths:
+        try:
+            look = predictor.look(path, min_score)
+            look.picture = None  # only its faces have to wait for the others
+            looks[path] = look
+        except faces.PictureError as error:
+            reasons[path] = error.reason, str(error).replace(os.fspath(path), path.name)  # where it lies is private
+        bar.update()
+    told = dict(zip(looks, predictor.tell(looks.values()), strict=True))
+    tables = []
+    for path in paths:
+        name = path.relative_to(folder).as_posix()
+        if path in reasons:
+            reason, note = reasons[path]
+            tables.append(pd.DataFrame([{"file": name, "reason": reason, "note": note}]))
+        else:
+            tables.append(_rows(told[path], name))
+    return tables
+
+
+def _rows(people, name):
+    notes = " ".join(people.attrs.get("notes", []))
+    if not len(people):
+        return pd.DataFrame([{"file": name, "reason": "no face", "note": notes}])
+    return people.assign(file=name, face=range(1, len(people) + 1), note=notes)

@@ -22,7 +22,7 @@ import requirements  # noqa: E402
 import sync  # noqa: E402
 
 CHAPTERS = ["00_start_here", "01_cleaning", "02_building_mobilefacenet", "03_gender_pretraining",
-            "04_balanced_multitask_training", "09_evaluation", "A1_classroom_faces"]
+            "04_balanced_multitask_training", "09_evaluation", "10_photo_demo", "A1_classroom_faces"]
 # A path that is true on one machine only: a home, a temporary folder, where packages lie, a drive.
 MACHINE_PATH = re.compile(
     r"(?<![\w.:/])/(?:home|root|Users|tmp|work|content|opt|mnt|var|usr)/|\b[A-Z]:\\\\?\w|site-packages")
@@ -145,7 +145,8 @@ def declared(*groups):
     """The modules that the packages of these groups of pyproject.toml are imported as."""
     packages = {need.name for group in groups for need in needs()[group]}
     other_name = {"scikit-learn": "sklearn", "scikit-image": "skimage", "opencv-python-headless": "cv2",
-                  "pillow": "PIL", "pyyaml": "yaml", "setuptools": "pkg_resources", "ipykernel": "IPython"}
+                  "pillow": "PIL", "pillow-heif": "pillow_heif", "pyyaml": "yaml", "setuptools": "pkg_resources",
+                  "ipykernel": "IPython"}
     modules = {other_name.get(package, package) for package in packages}
     return modules | {"cycler" for module in modules if module == "matplotlib"}  # a part of its interface
 

@@ -29,7 +29,7 @@ import book  # noqa: E402
 
 # The order of the way of the data: a module imports from those before it, never from those after it.
 ORDER = ["labels", "table", "course", "datasets", "faces", "cleaning", "occlusion", "batches", "models",
-         "training", "evaluation", "plots", "predictor", "widgets"]
+         "training", "evaluation", "plots", "predictor", "video", "widgets"]
 
 
 def run(*command, cwd=ROOT, **environment):
