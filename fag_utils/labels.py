@@ -108,8 +108,23 @@ def temper(probabilities, temperature):
     return np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
 
 
-def age_interval(probabilities, share=0.8):
+def temper_ages(age, outside, temperature):
+    """`temper` for distributions over 18..65 (..., 48) with the probabilities (..., 2) of being under 18 and over
+    65: (age, outside). Both answers together are one distribution over 50 cells. `outside` may be None.
+    """
+    if outside is None:
+        return temper(age, temperature), None
+    outside = np.asarray(outside, dtype="float64")
+    inside = np.maximum(1 - outside.sum(axis=-1, keepdims=True), 0)
+    cells = temper(np.concatenate([outside[..., :1], age * inside, outside[..., 1:]], axis=-1), temperature)
+    return cells[..., 1:-1] / cells[..., 1:-1].sum(axis=-1, keepdims=True), cells[..., [0, -1]]
+
+
+def age_interval(probabilities, share=0.8, outside=None):
     """(low, high) ages in years that hold the middle `share` of distributions (..., 48).
+
+    outside : probabilities (..., 2) that the person is under 18 and over 65, or None: no such person. With them the
+        interval of somebody who may well be 70 reaches to the end.
 
     A class covers the half year on either side of its age, and inside it the probability is spread evenly,
     so that the ends move smoothly.
@@ -117,11 +132,15 @@ def age_interval(probabilities, share=0.8):
     cumulative = np.cumsum(np.asarray(probabilities, dtype="float64"), axis=-1)
     cumulative = np.concatenate([np.zeros_like(cumulative[..., :1]), cumulative], axis=-1)
     cumulative /= cumulative[..., -1:]
+    if outside is not None:
+        outside = np.asarray(outside, dtype="float64")
+        cumulative = outside[..., :1] + cumulative * (1 - outside.sum(axis=-1, keepdims=True))
     edges = np.arange(N_AGES + 1) + MIN_AGE - 0.5
 
     def quantile(q):
-        above = (cumulative >= q).argmax(axis=-1)[..., None].clip(1)
+        beyond = cumulative[..., -1] < q
+        above = np.where(beyond, N_AGES, (cumulative >= q).argmax(axis=-1))[..., None].clip(1)
         low, high = (np.take_along_axis(cumulative, above - i, axis=-1)[..., 0] for i in (1, 0))
-        return edges[above[..., 0] - 1] + (q - low) / np.maximum(high - low, 1e-12)
+        return edges[above[..., 0] - 1] + ((q - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
 
     return quantile((1 - share) / 2), quantile((1 + share) / 2)

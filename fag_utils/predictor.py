@@ -12,6 +12,7 @@ from fag_utils import faces, labels
 
 WEIGHTS = Path(__file__).parent / "weights"
 PREDICTIONS = ["age", "age_low", "age_high", "male_probability"]
+LIKELY_OUTSIDE = 0.3  # of these people, chosen on the tuning part: most of those outside are marked
 BATCH = 64
 PHOTOS_AT_ONCE = 16  # photographs whose faces are told in one go
 
@@ -47,13 +48,18 @@ def save_weights(model, name, card, folder=WEIGHTS):
     return folder / f"{name}.keras"
 
 
-def may_be_outside(age_low, age_high):
-    """Which people may be younger than 18 or older than 65, by their 80 % intervals (arrays of years): bool array.
+def may_be_outside(age_low, age_high, outside=None):
+    """Which people may be younger than 18 or older than 65: bool array.
 
-    The network knows no such ages and gives such people one of its first or last, so whoever's interval comes
-    close to an end may be one of them. (UTKFace, 300 pictures each: that marks half of those under 18 and nine
-    in ten of those over 65, and one in ten of those aged 24 to 57.)
+    age_low, age_high : ends of their 80 % intervals (arrays of years)
+    outside : (n, 2), the network's own probabilities of the two, from which it is told where they are known; a
+        network that knows no other ages gives such people its first or last, so whoever's interval comes close to an
+        end may be one of them.
+
+    Notebook 09 measures how many of them are marked, and how many others.
     """
+    if outside is not None:
+        return np.asarray(outside).max(axis=-1) > LIKELY_OUTSIDE
     return (np.asarray(age_low) < labels.MIN_AGE + 1) | (np.asarray(age_high) > labels.MAX_AGE - 2)
 
 
@@ -76,7 +82,8 @@ class Look:
 class Predictor:
     """An age and gender network with all that belongs to its use: the crop, the mirror, the calibration.
 
-    model : Keras model, (n, size, size, 3) RGB 0..255 -> {"age": (n, 48), "gender": (n, 2)}
+    model : Keras model, (n, size, size, 3) RGB 0..255 -> {"age": (n, 48), "gender": (n, 2)}, and where it knows
+        other ages too "outside": (n, 2), see `models.narrow`
     card : its model card; "calibration" holds the temperatures fitted on pictures it did not learn from
     mirror : average the probabilities with those of the mirror image (twice the time, a little better)
     """
@@ -88,7 +95,7 @@ class Predictor:
         self.size = model.input_shape[1]
 
     def probabilities(self, crops):
-        """Calibrated {"age": (n, 48), "gender": (n, 2)} of crops of one face each (see predict_crops)."""
+        """Calibrated outputs of the model for crops of one face each (see predict_crops): dict of arrays."""
         pictures = [faces.read_picture(crop) for crop in crops]
         ready = [faces.crop_framed(picture, "utkface", self.size) for picture in pictures]
         return self._probabilities(np.array(ready, "uint8").reshape(-1, self.size, self.size, 3))
@@ -96,17 +103,17 @@ class Predictor:
     def _probabilities(self, pictures):
         import tensorflow as tf
 
-        outputs = {"age": [np.zeros((0, labels.N_AGES))], "gender": [np.zeros((0, 2))]}
+        outputs = {head: [np.zeros((0, self.model.output[head].shape[1]))] for head in self.model.output}
         for start in range(0, len(pictures), BATCH):
             batch = tf.cast(pictures[start : start + BATCH], tf.float32)
             seen = [self._run(batch)] + ([self._run(batch[:, :, ::-1])] if self.mirror else [])
             for head in outputs:
                 outputs[head].append(np.mean([view[head].numpy() for view in seen], axis=0))
         calibration = self.card.get("calibration", {})
-        return {
-            head: labels.temper(np.concatenate(parts), calibration.get(f"{head}_temperature", 1.0))
-            for head, parts in outputs.items()
-        }
+        told = {head: np.concatenate(parts) for head, parts in outputs.items()}
+        told["gender"] = labels.temper(told["gender"], calibration.get("gender_temperature", 1.0))
+        age, outside = labels.temper_ages(told["age"], told.get("outside"), calibration.get("age_temperature", 1.0))
+        return told | {"age": age} | ({} if outside is None else {"outside": outside})
 
     def _run(self, batch):
         if not hasattr(self, "_function"):
@@ -144,11 +151,13 @@ class Predictor:
 
     def table(self, probabilities, share=0.8):
         """The DataFrame of `predict_crops` from `probabilities`, with intervals that hold this share of them."""
-        low, high = labels.age_interval(probabilities["age"], share)
+        age, outside = probabilities["age"], probabilities.get("outside")
+        low, high = labels.age_interval(age, share, outside)
+        told = self.ages(age)  # of somebody who seems to be 12 it lies above the interval: they end at the same place
         return pd.DataFrame({
-            "age": self.ages(probabilities["age"]), "age_low": low, "age_high": high,
+            "age": told, "age_low": np.minimum(low, told), "age_high": np.maximum(high, told),
             "male_probability": probabilities["gender"][:, labels.MALE],
-            "may_be_outside": may_be_outside(*labels.age_interval(probabilities["age"])),
+            "may_be_outside": may_be_outside(*labels.age_interval(age), outside),
         })
 
     def predict_photo(self, photo, min_score=0.5):
@@ -184,9 +193,8 @@ class Predictor:
             return []
         told = self._probabilities(np.concatenate([look.crops for look in looks]))
         ends = np.cumsum([len(look.crops) for look in looks])[:-1]
-        parts = zip(np.split(told["age"], ends), np.split(told["gender"], ends), strict=True)
-        return [self.people(look, {"age": age, "gender": gender})
-                for look, (age, gender) in zip(looks, parts, strict=True)]
+        parts = zip(*(np.split(probabilities, ends) for probabilities in told.values()), strict=True)
+        return [self.people(look, dict(zip(told, part, strict=True))) for look, part in zip(looks, parts, strict=True)]
 
     def probabilities_of(self, look):
         """`probabilities` of the faces of one Look."""

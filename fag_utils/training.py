@@ -437,7 +437,7 @@ def calibrate(probabilities, table):
     """How to correct a trained network's certainty, fitted on pictures it did not learn from: a dict of
     temperatures, which divide the logits.
 
-    probabilities : {"age": (n, 48), "gender": (n, 2)} for the rows of `table`
+    probabilities : {"age": (n, 48), "gender": (n, 2)}, "outside": (n, 2) if it is told, for the rows of `table`
     `gender_temperature` makes the likelihood of the genders largest (Guo et al. 2017, "On Calibration of
     Modern Neural Networks"); with `age_temperature` 80 % of the ages lie in the 80 % interval;
     `decoding_temperature` sharpens the distribution of which the mean is told as the age, so that the mean
@@ -452,7 +452,9 @@ def calibrate(probabilities, table):
         return -np.log(labels.temper(gender, temperature)[np.arange(len(truth)), truth] + 1e-12).mean()
 
     def missed_coverage(temperature):
-        low, high = labels.age_interval(labels.temper(probabilities["age"][known], temperature))
+        outside = probabilities["outside"][known] if "outside" in probabilities else None
+        answer, outside = labels.temper_ages(probabilities["age"][known], outside, temperature)
+        low, high = labels.age_interval(answer, outside=outside)
         return abs(((age[known] >= low) & (age[known] <= high)).mean() - 0.8)
 
     def error(temperature):

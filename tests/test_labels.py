@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from fag_utils import labels
 
@@ -101,3 +102,24 @@ def test_expected_age_wants_48_probabilities():
 def test_gender_codes():
     assert labels.GENDERS[labels.MALE] == "male" and labels.GENDERS[labels.FEMALE] == "female"
     assert (labels.FEMALE, labels.MALE) == (0, 1)
+
+
+@given(arrays(np.float64, 50, elements=st.floats(0.001, 1)), st.floats(0.3, 3))
+def test_tempering_with_and_without_the_ages_outside_agrees_inside(cells, temperature):
+    cells /= cells.sum()
+    outside, inside = cells[[0, -1]], 1 - cells[[0, -1]].sum()
+    age, beyond = labels.temper_ages(cells[1:-1] / inside, outside, temperature)
+    np.testing.assert_allclose(age, labels.temper(cells[1:-1] / inside, temperature), atol=1e-9)
+    np.testing.assert_allclose(labels.temper(cells, temperature)[[0, -1]], beyond, atol=1e-9)
+
+
+def test_an_interval_reaches_to_the_end_where_someone_may_be_older():
+    age = np.exp(-0.5 * ((labels.AGES - 60) / 3.0) ** 2)
+    age /= age.sum()
+    low, high = labels.age_interval(age)
+    assert 55 < low < high < 64.5
+    same = labels.age_interval(age, outside=[0.0, 0.0])
+    np.testing.assert_allclose(same, (low, high))
+    further = labels.age_interval(age, outside=[0.0, 0.3])
+    assert further[0] > low and further[1] == 65.5
+    assert labels.age_interval(age, outside=[0.95, 0.0]) == (17.5, pytest.approx(17.5))

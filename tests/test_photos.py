@@ -262,10 +262,14 @@ def test_many_photographs_are_told_in_one_go(network, monkeypatch):
 def test_whose_interval_comes_close_to_an_end_may_lie_outside(network):
     marked = predictor.may_be_outside([18.2, 25, 55, 30], [30.0, 40, 64.4, 60])
     assert marked.tolist() == [True, False, True, False]
+    # A network that knows other ages says so itself.
+    marked = predictor.may_be_outside([18.2, 25], [30.0, 40], [[0.1, 0.0], [0.0, 0.6]])
+    assert marked.tolist() == [False, True]
     crops = np.stack([faces.crop_framed(picture) for picture in photos.portraits()])
     table = network.predict_crops(crops)
     assert table["may_be_outside"].dtype == bool
-    expected = predictor.may_be_outside(table["age_low"], table["age_high"])
+    told = network.probabilities(crops)
+    expected = predictor.may_be_outside(table["age_low"], table["age_high"], told.get("outside"))
     assert table["may_be_outside"].tolist() == expected.tolist()
 
 

@@ -317,3 +317,24 @@ def test_photographs_of_lfw(network, fag_data):
             right += (person["male_probability"] >= 0.5) == (male == labels.MALE)
     assert answered >= 97
     assert right / answered >= 0.93
+
+
+def test_a_network_that_knows_other_ages_says_who_may_be_outside(tmp_path):
+    """From training's 117 ages to a shipped file: children and the very old are told from the rest."""
+    import keras
+
+    from fag_utils import models
+
+    wide = models.age_gender(models.mobilefacenet(32, 0.125), ages=117)
+    ages = np.full(117, -20.0, "float32")
+    ages[[10, 40, 90]] = 1.0, 0.5, 0.0
+    kernel = wide.get_layer("age").get_weights()[0]
+    wide.get_layer("age").set_weights([kernel * 0, ages])
+    path = predictor.save_weights(models.narrow(wide), "tiny", {"what": "a test"}, tmp_path)
+    told = predictor.Predictor(keras.saving.load_model(path, compile=False))
+    table = told.predict_crops(np.zeros((2, 32, 32, 3), "uint8"))
+    check_predictions(table, 2)
+    share = np.exp([1.0, 0.5, 0.0]) / np.exp([1.0, 0.5, 0.0]).sum()
+    np.testing.assert_allclose(told.probabilities([np.zeros((32, 32, 3), "uint8")])["outside"], [share[[0, 2]]], atol=1e-4)
+    assert table["may_be_outside"].all() and np.allclose(table["age"], 40, atol=0.1)
+    assert np.allclose(table["age_low"], 17.5) and np.allclose(table["age_high"], 65.5)

@@ -248,6 +248,8 @@ def test_narrow_keeps_the_distribution_given_18_to_65():
     a, b = wide(pictures), small(pictures)
     assert b["age"].shape == (3, 48)
     np.testing.assert_allclose(labels.adult(a["age"].numpy()), b["age"].numpy(), atol=1e-6)
+    beyond = np.stack([a["age"].numpy()[:, :18].sum(1), a["age"].numpy()[:, 66:].sum(1)], axis=1)
+    np.testing.assert_allclose(b["outside"], beyond, atol=1e-6)
     np.testing.assert_array_equal(a["gender"].numpy(), b["gender"].numpy())
     assert narrow(small) is small
 

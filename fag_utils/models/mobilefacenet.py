@@ -200,17 +200,29 @@ def add_age_branch(gender_model, dropout=0.2, ages=N_AGES):
 
 
 def narrow(model):
-    """A network with heads for the ages 0..116 -> the same with the 48 ages 18..65 only.
+    """A network with heads for the ages 0..116 -> one for use, with the outputs
 
-    Of the head's softmax the other ages are left out, so that its answer is the distribution given that the
-    person is 18 to 65. All other layers are shared. A network that has 48 ages is returned as it is.
+    age : (n, 48), the distribution over 18..65 given that the person is in this range
+    gender : (n, 2), as it was
+    outside : (n, 2), the probabilities that the person is younger than 18, and older than 65
+
+    All layers are shared. A network that has 48 ages is returned as it is. Layers only, and each of them of Keras'
+    oldest, so that a saved file loads with any version of it.
     """
     head = model.get_layer("age")
     if head.units == N_AGES:
         return model
-    layer = layers.Dense(N_AGES, activation="softmax", dtype="float32", name="age")
-    outputs = {"age": layer(head.input), "gender": model.output["gender"]}
-    layer.set_weights([weights[..., MIN_AGE : MAX_AGE + 1] for weights in head.get_weights()])
+    ages = head.units
+    logits = layers.Dense(ages, dtype="float32", name="every_age")
+    column = layers.Reshape((ages, 1), name="ages_as_column")(logits(head.input))
+    inside = layers.Flatten(name="adults")(layers.Cropping1D((MIN_AGE, ages - 1 - MAX_AGE))(column))
+    probability = layers.Softmax(axis=1, name="every_age_softmax")(column)
+    parts = [layers.Rescaling(size, name=name)(layers.GlobalAveragePooling1D()(layers.Cropping1D(crop)(probability)))
+             for name, size, crop in (("under", MIN_AGE, (0, ages - MIN_AGE)),
+                                      ("over", ages - 1 - MAX_AGE, (MAX_AGE + 1, 0)))]  # a mean times its number: the sum
+    outputs = {"age": layers.Softmax(name="age")(inside), "gender": model.output["gender"],
+               "outside": layers.Concatenate(name="outside")(parts)}
+    logits.set_weights(head.get_weights())
     return keras.Model(model.input, outputs, name=model.name)
 
 
