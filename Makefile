@@ -2,10 +2,11 @@
 # make lab      open JupyterLab on the notebooks
 # make demo     the photo demo as a page without code, at http://localhost:8866
 # make test     the unit tests, then every notebook cell by cell
+# make test-colab    every notebook with the versions that Colab has, and the package installed as there
 # make full DATA=folder    the full scale on the real data sets (see data/README.md); resumes
 # make notebooks [ONLY=04] run the notebooks again and keep their outputs in place
 # make sync     write the project's address into badges and set-up cells
-# make clean    remove .venv and build
+# make clean    remove .venv, .venv-colab and build
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # The build of TensorFlow for .venv. For a GPU: make full TENSORFLOW='tensorflow[and-cuda]' DATA=...
@@ -21,7 +22,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONHASHSEED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help course lab demo test full notebooks sync clean
+.PHONY: help course lab demo test test-colab full notebooks sync clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -41,6 +42,25 @@ test: $(READY)
 	@rm -rf build/test
 	CUDA_VISIBLE_DEVICES= FAG_WORK=$(CURDIR)/build/test $(BIN)/python -m pytest -ra
 
+# As on Colab: its packages first, then what the notebooks' set-up cell installs, which must replace none of them
+# (TensorFlow's other build would come by its name: so without it), and what runs notebooks there.
+COLAB := .venv-colab
+test-colab: $(COLAB)/ready
+	@rm -rf build/test-colab
+	@$(COLAB)/bin/python -m pip install -q --no-deps --force-reinstall .
+	CUDA_VISIBLE_DEVICES= FAG_WORK=$(CURDIR)/build/test-colab $(COLAB)/bin/python -m pytest -ra notebooks
+
+$(COLAB)/ready: tools/colab.txt tools/requirements.py pyproject.toml
+	@echo "Installing into $(COLAB) ..."
+	@$(PYTHON) -m venv $(COLAB)
+	@$(COLAB)/bin/python -m pip install -q --upgrade pip
+	@$(COLAB)/bin/python -m pip install -q -r tools/colab.txt ipykernel nbval pytest
+	@$(COLAB)/bin/python tools/requirements.py tensorflow-cpu base > $(COLAB)/requirements.txt
+	@$(COLAB)/bin/python -m pip install -q -r $(COLAB)/requirements.txt
+	@$(COLAB)/bin/python tools/colab.py
+	@$(COLAB)/bin/python -c 'import matplotlib.pyplot' 2>/dev/null
+	@touch $@
+
 full: $(READY)
 	@$(BIN)/python tools/full.py "$(DATA)"
 
@@ -51,7 +71,7 @@ sync: $(READY)
 	@$(BIN)/python tools/sync.py
 
 clean:
-	rm -rf .venv build
+	rm -rf .venv .venv-colab build
 
 $(READY): pyproject.toml tools/requirements.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -1,6 +1,7 @@
 """Print what `make` installs: the package's needs and those of its extras, as pyproject.toml says.
 
-    python tools/requirements.py tensorflow-cpu    # that build of TensorFlow in the place of `tensorflow`
+    python tools/requirements.py tensorflow-cpu         # that build of TensorFlow in the place of `tensorflow`
+    python tools/requirements.py tensorflow-cpu base    # without the extras
 
 The builds share one import name, and pip can't know: so the venv is filled from this list, and the package
 put on top with --no-deps. On Linux the CPU build is a download of 270 MB, the other one of 600 MB.
@@ -22,6 +23,7 @@ def requirements(text):
 
 if __name__ == "__main__":
     build = sys.argv[1] if len(sys.argv) > 1 else "tensorflow"
-    for group in requirements(PYPROJECT.read_text(encoding="utf-8")).values():
-        for line in group:
+    groups = requirements(PYPROJECT.read_text(encoding="utf-8"))
+    for name in sys.argv[2:] or groups:
+        for line in groups[name]:
             print(re.sub(r"^tensorflow(?=\W)", build, line))
