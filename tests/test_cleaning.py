@@ -156,7 +156,7 @@ def test_a_photograph_is_cropped_by_its_landmarks_and_one_face_of_two_is_too_man
     result = cleaning.clean(small_table([tmp_path / "one.png", tmp_path / "two.png"]), tmp_path, 1, progress=False)
     assert result["faces"].tolist() == [1, 2]
     assert result["reason"].tolist() == [None, "several faces"]
-    face = faces.detect(photo, thorough=False).iloc[0]
+    face = faces.detect(photo).iloc[0]
     crop = faces.crop_face(photo, face, cleaning.CROP_SIZE, cleaning.CROP_MARGIN)
     assert np.abs(faces.read_picture(result["crop"][0]).astype(int) - crop).mean() < 5
 
