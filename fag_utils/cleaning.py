@@ -102,7 +102,7 @@ def clean(table, work, processes=None, progress=True):
 def _key(table):
     """Changes when the pictures, their files or the rules change, so old work is never taken for new."""
     digest = hashlib.sha1()
-    rules = [1, MIN_SIDE, SHARPNESS_SIZE, SECOND_FACE, CROP_SIZE, CROP_MARGIN, CHUNK, faces.FRAMES]
+    rules = [2, MIN_SIDE, SHARPNESS_SIZE, SECOND_FACE, CROP_SIZE, CROP_MARGIN, CHUNK, faces.FRAMES]
     digest.update(json.dumps([*rules, faces.default_detector()[0]]).encode())
     for path in table["path"]:
         try:

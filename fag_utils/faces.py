@@ -291,7 +291,7 @@ def _upright_faces(picture, min_score, detector, filled, thorough):
         boxes += _small_boxes(picture, min_score, detector, boxes)
     height, width = picture.shape[:2]
     landmarks, sure = _landmarks(picture, [box[:4] for box in boxes])
-    if thorough and len(boxes):
+    if len(boxes):
         landmarks, sure = _steadied(picture, landmarks, sure)
     found = list(zip(boxes, landmarks, sure, strict=True))
     sure_boxes = [box for box, _, sure in found if sure >= 0.3]
