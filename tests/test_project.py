@@ -146,6 +146,7 @@ def test_wheel_holds_weights_results_and_the_classroom_model(wheel):
     assert "fag_utils/weights/mobilefacenet_075_62.keras" in names
     assert "fag_utils/weights/mobilefacenet_075_62.json" in names
     assert [name for name in names if re.fullmatch(r"fag_utils/datasets/.*\.npz", name)]
+    assert "fag_utils/fast.cpp" in names
     results = {path.name for path in (ROOT / "data" / "results").glob("*.[jc]s*")}
     assert results
     assert {f"fag_utils/results/{name}" for name in results} <= set(names)
