@@ -17,6 +17,7 @@ import pandas as pd
 from . import labels
 
 PREDICTED = ["age", "age_low", "age_high", "male_probability"]
+MARK = "may_be_outside"  # kept beside the predictions where the predictor tells it
 _FACE = ["faces", "x", "y", "width", "height", "face_score"]
 CROP_SIZE = 124  # pixels: more than the network sees, so that shrinking comes last
 
@@ -372,6 +373,28 @@ def by(table, column, n=1000, seed=0):
     return pd.DataFrame(rows)
 
 
+AGE_BANDS = [(0, 9), (10, 14), (15, 17), (18, 20), (21, 25), (26, 55), (56, 60), (61, 65), (66, 70), (71, 116)]
+
+
+def outside_marks(table, n=1000, seed=0):
+    """Of the people of each age, how many are marked as perhaps younger than 18 or older than 65.
+
+    table : `predict_set`'s of people of all ages
+    Returns a DataFrame, a row for each of AGE_BANDS that has pictures: ages, pictures, predicted_age (the mean,
+    years), marked (share), marked_low, marked_high (95 % interval).
+    """
+    rows = []
+    for limits in AGE_BANDS:
+        part = table[table["age"].between(*limits) & table[MARK].notna()]
+        if len(part):
+            marked = part[MARK].astype("float64")
+            low, high = bootstrap(_mean_known, marked, n=n, seed=seed)
+            rows.append({"ages": labels.group_name(limits), "pictures": len(part),
+                         "predicted_age": part["predicted_age"].mean(), "marked": marked.mean(),
+                         "marked_low": low, "marked_high": high})
+    return pd.DataFrame(rows, columns=["ages", "pictures", "predicted_age", "marked", "marked_low", "marked_high"])
+
+
 def worst(table, n=20, figure="age"):
     """The `n` worst cases of a joined table, worst first, with the row numbers of that table.
 
@@ -453,14 +476,16 @@ def plain(value):
 
 # From pictures to predictions --------------------------------------------------------------------------
 
-def held_out(table):
+def held_out(table, every_age=False):
     """The rows of one set to measure on: those nobody here learns from.
 
     Its validation fold, or its test fold where it has no other; without the rows that have a reason against
-    them, and without those labelled younger than 18 or older than 65, whom the network doesn't know.
+    them, and unless `every_age`, without those labelled younger than 18 or older than 65, whom the network can
+    only mark.
     """
     fold = "validation" if (table["fold"] == "validation").any() else "test"
-    return adults(table[table["fold"] == fold])
+    measured = table[table["fold"] == fold]
+    return measured[measured["reason"].isna()].reset_index(drop=True) if every_age else adults(measured)
 
 
 def adults(table):
@@ -484,7 +509,7 @@ def predict_set(table, predictor, cache=None, progress=True):
     answers = predict_paths(table["path"], predictor, layout is None, cache, progress, layout=layout)
     answers.index = table.index
     joined = join(table, answers)
-    joined["reason"] = answers["reason"]
+    joined["reason"], joined[MARK] = answers["reason"], answers[MARK]
     return joined
 
 
@@ -504,13 +529,13 @@ def predict_paths(paths, predictor, photos=False, cache=None, progress=True, chu
 
     Returns
     -------
-    DataFrame: path, age, age_low, age_high, male_probability, reason ("no face", "unreadable", ...); and for
-    photographs faces (how many were found), x, y, width, height, face_score.
+    DataFrame: path, age, age_low, age_high, male_probability, may_be_outside (missing where the predictor
+    doesn't tell it), reason ("no face", "unreadable", ...); and for photographs faces (how many were found), x, y, width, height, face_score.
     """
     from tqdm.auto import tqdm
 
     paths = [str(path) for path in paths]
-    columns = ["path", *PREDICTED, *(_FACE if photos else []), "reason"]
+    columns = ["path", *PREDICTED, MARK, *(_FACE if photos else []), "reason"]
     done = _read_cache(cache, columns)
     todo = [path for path in dict.fromkeys(paths) if path not in done.index]
     with tqdm(total=len(todo), unit="picture", disable=not progress) as bar:
@@ -523,7 +548,7 @@ def predict_paths(paths, predictor, photos=False, cache=None, progress=True, chu
             bar.update(len(part))
     result = done.reindex(paths).rename_axis("path").reset_index()
     result["reason"] = result["reason"].astype("object").where(result["reason"].notna(), None)
-    return result
+    return result.astype({MARK: "boolean"})
 
 
 def _predict_faces(paths, predictor, layout=None):
@@ -539,7 +564,7 @@ def _predict_faces(paths, predictor, layout=None):
             rows[i]["reason"] = error.reason
     if pictures:
         answers = predictor.predict_crops(list(pictures.values()))
-        for i, answer in zip(pictures, answers[PREDICTED].to_dict("records"), strict=True):
+        for i, answer in zip(pictures, answers.reindex(columns=[*PREDICTED, MARK]).to_dict("records"), strict=True):
             rows[i].update(answer)
     return rows
 
@@ -557,7 +582,7 @@ def _predict_photos(paths, predictor):
         people = predictor.predict_photo(photo)
         if len(people):
             person = main_person(people, photo.shape)
-            rows.append({"path": path, "faces": len(people), **person.reindex(PREDICTED + _FACE[1:])})
+            rows.append({"path": path, "faces": len(people), **person.reindex([*PREDICTED, MARK, *_FACE[1:]])})
         else:
             rows.append({"path": path, "faces": 0, "reason": "no face"})
     return rows

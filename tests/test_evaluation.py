@@ -460,12 +460,40 @@ def test_a_cache_of_something_else_is_refused(tmp_path):
         evaluation.predict_paths([], Brightness(), cache=tmp_path / "cache.csv", progress=False)
 
 
+def test_marks_are_counted_by_age():
+    ages = [5, 9, 17, 30, 30, 30, 30, 90, 40, NAN]
+    marked = [True, True, False, True, False, False, False, True, None, True]  # of one nothing is known
+    table = pd.DataFrame({"age": ages, "predicted_age": 30.0, "may_be_outside": pd.array(marked, "boolean")})
+    counted = evaluation.outside_marks(table).set_index("ages")
+    assert list(counted.index) == ["0-9", "15-17", "26-55", "71-116"]
+    assert list(counted["pictures"]) == [2, 1, 4, 1]
+    assert list(counted["marked"]) == [1, 0, 0.25, 1]
+    assert (counted["marked_low"] <= counted["marked"]).all() and (counted["marked"] <= counted["marked_high"]).all()
+
+
+def test_marks_outlive_the_cache(tmp_path):
+    paths = [tmp_path / "dark.png", tmp_path / "bright.png", tmp_path / "no.png"]
+    colour(paths[0], 20, 100)
+    colour(paths[1], 60, 100)
+
+    class Marks(Brightness):
+        def predict_crops(self, crops):
+            answers = super().predict_crops(crops)
+            return answers.assign(may_be_outside=answers["age"] > 40)
+
+    for network in (Marks(), None):  # the second time all is known
+        result = evaluation.predict_paths(paths, network, cache=tmp_path / "cache.csv", progress=False)
+        assert result["may_be_outside"].tolist() == [False, True, pd.NA]
+
+
 def test_the_rows_to_measure_on_are_adults_nobody_learns_from():
     cases = [("train", 30, None), ("validation", 30, None), ("validation", 12, None),
              ("validation", NAN, None), ("test", 30, None), ("validation", 66, None),
              ("validation", 40, "malformed name")]
     rows = [{"path": str(i), "fold": f, "age": a, "reason": r} for i, (f, a, r) in enumerate(cases)]
     assert list(evaluation.held_out(tables.make(rows, "utkface"))["path"]) == ["1", "3"]
+    everyone = evaluation.held_out(tables.make(rows, "utkface"), every_age=True)
+    assert list(everyone["path"]) == ["1", "2", "3", "5"]
     only_test = [row for row in rows if row["fold"] != "validation"]
     assert list(evaluation.held_out(tables.make(only_test, "lfw"))["path"]) == ["4"]
 
