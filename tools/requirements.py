@@ -18,7 +18,8 @@ def requirements(text):
     """{"base": [...], EXTRA: [...]} of a pyproject.toml; read without tomllib, which Python 3.10 lacks."""
     lists = re.findall(r"^(\w+) = \[\n(.*?)^\]", text, re.M | re.S)
     found = {name: re.findall(r'^ +"(.+)",', body, re.M) for name, body in lists}
-    return {"base": found["dependencies"], **{extra: found[extra] for extra in ("course", "transfer", "test")}}
+    extras = ("course", "transfer", "download", "test")
+    return {"base": found["dependencies"], **{extra: found[extra] for extra in extras}}
 
 
 if __name__ == "__main__":
