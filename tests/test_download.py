@@ -208,7 +208,7 @@ def test_a_set_is_downloaded_unpacked_found_and_read(server, utkface, root):
 
 def test_what_came_is_remembered_and_the_archive_kept_on_demand(utkface, root):
     get("utkface", keep=True)
-    assert (root / "downloads" / "utkface" / "UTKFace.tar.gz").read_bytes() == utkface
+    assert (root / "downloads" / "utkface" / "fetched" / "UTKFace.tar.gz").read_bytes() == utkface
     record = json.loads((root / "downloads" / "utkface.json").read_text())["UTKFace.tar.gz"]
     assert record["bytes"] == len(utkface) and record["sha256"] == hashlib.sha256(utkface).hexdigest()
     shutil.rmtree(root / "utkface")
@@ -288,7 +288,7 @@ def test_a_broken_download_goes_on_where_it_broke(server, utkface, root):
     half, quarter = len(utkface) // 2, (len(utkface) - len(utkface) // 2) // 2
     assert ranges(server) == [None, f"bytes={half}-", f"bytes={half + quarter}-", f"bytes={half + quarter}-"]
     assert server.asked[1][1]["If-Range"] == f'"{hashlib.md5(utkface).hexdigest()}"'
-    assert (root / "downloads" / "utkface" / "UTKFace.tar.gz").read_bytes() == utkface
+    assert (root / "downloads" / "utkface" / "fetched" / "UTKFace.tar.gz").read_bytes() == utkface
 
 
 def test_a_later_call_goes_on_where_an_earlier_one_gave_up(server, utkface, root):
@@ -308,11 +308,12 @@ def test_a_file_that_changed_meanwhile_is_begun_anew(server, root, monkeypatch, 
     refused("utkface")
     server.files["/UTKFace.tar.gz"] = faces
     get("utkface", keep=True)
-    assert ranges(server)[-1] and (root / "downloads" / "utkface" / "UTKFace.tar.gz").read_bytes() == faces
+    assert ranges(server)[-1], "it did not ask to go on"
+    assert (root / "downloads" / "utkface" / "fetched" / "UTKFace.tar.gz").read_bytes() == faces
 
 
 def test_a_part_that_is_longer_than_the_file_is_thrown_away(server, utkface, root):
-    folder = root / "downloads" / "utkface"
+    folder = root / "downloads" / "utkface" / "fetched"
     folder.mkdir(parents=True)
     (folder / "UTKFace.tar.gz.part").write_bytes(bytes(len(utkface) + 5))
     assert get("utkface")
@@ -320,7 +321,7 @@ def test_a_part_that_is_longer_than_the_file_is_thrown_away(server, utkface, roo
 
 
 def test_a_part_that_is_all_needs_no_more(server, utkface, root):
-    folder = root / "downloads" / "utkface"
+    folder = root / "downloads" / "utkface" / "fetched"
     folder.mkdir(parents=True)
     (folder / "UTKFace.tar.gz.part").write_bytes(utkface)
     assert get("utkface")
@@ -377,7 +378,7 @@ def test_something_else_instead_of_the_archive(server, root, monkeypatch):
     server.files["/UTKFace.tar.gz"] = b"Service is busy"
     publish(monkeypatch, "utkface", File("UTKFace.tar.gz", f"{server.url}/UTKFace.tar.gz"))
     refused("utkface", "no archive", "It was deleted")
-    assert not (root / "downloads" / "utkface" / "UTKFace.tar.gz").exists()
+    assert not list((root / "downloads").rglob("*.gz"))
 
 
 def test_a_wrong_checksum(server, utkface, root):
@@ -474,7 +475,7 @@ def test_pieces_are_checked_one_by_one_and_unpacked_as_one(server, afad, root):
     server.troubles["/AFAD-Full.tar.xzac"] = ["break"]
     assert (datasets.read("afad", get("afad", keep=True))["age"] == 72).sum() == 6
     assert len(server.asked) == 1 + len(afad) + 1
-    assert files_in(root / "downloads" / "afad") == set(afad), "the joined archive takes no room"
+    assert files_in(root / "downloads" / "afad" / "fetched") == set(afad), "the joined archive takes no room"
 
 
 def test_a_damaged_piece_is_got_again_alone(server, afad, root):
@@ -540,7 +541,7 @@ def test_google_drive(on_drive, root, monkeypatch, faces):
 def test_google_drive_that_gives_nothing(on_drive, root, monkeypatch, result, words):
     fake_gdown(monkeypatch, result)
     refused("utkface", words, "By hand")
-    assert not list((root / "downloads" / "utkface").iterdir())
+    assert not list((root / "downloads" / "utkface" / "fetched").iterdir())
 
 
 def test_the_real_gdown_goes_on_where_it_broke(on_drive, server, root, monkeypatch, faces, tmp_path):
@@ -854,11 +855,16 @@ def test_the_disk_is_asked_before_the_download(server, utkface, root, monkeypatc
     assert not server.asked
 
 
+def test_the_disk_of_kagglehub_is_asked(root, monkeypatch, tmp_path):
+    small_disk(monkeypatch, 10**8)
+    refused("utkface", "UTKFace needs 0.9 GB", str(tmp_path / "kagglehub"), "0.1 GB are free", "KAGGLEHUB_CACHE")
+
+
 def test_the_disk_is_asked_when_the_server_tells_the_size(server, utkface, root, monkeypatch):
     small_disk(monkeypatch, len(utkface) - 1)
     publish(monkeypatch, "utkface", File("UTKFace.tar.gz", f"{server.url}/UTKFace.tar.gz"))
     refused("utkface", "UTKFace.tar.gz needs", "are free")
-    assert not list((root / "downloads" / "utkface").glob("*.part"))
+    assert not list((root / "downloads").rglob("*.part"))
 
 
 def test_the_disk_is_asked_before_unpacking(server, root, monkeypatch):
@@ -871,10 +877,10 @@ def test_the_disk_is_asked_before_unpacking(server, root, monkeypatch):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
 def test_a_disk_that_fills_up_is_said_plainly(utkface, root):
-    folder = root / "downloads" / "utkface"
+    folder = root / "downloads" / "utkface" / "fetched"
     folder.mkdir(parents=True)
     (folder / "UTKFace.tar.gz.part").symlink_to("/dev/full")
-    refused("utkface", "disk", "is full", str(folder), "call again")
+    refused("utkface", "disk", "is full", str(folder.parent), "call again")
 
 
 def test_a_disk_that_fills_up_while_unpacking_leaves_nothing(utkface, root, monkeypatch):
@@ -896,7 +902,7 @@ def test_a_folder_that_cannot_be_written(utkface, monkeypatch):
         if user == 0:
             os.seteuid(65534)  # nothing is read-only for root
         monkeypatch.setenv("FAG_DATA", str(folder))
-        refused("utkface", str(folder), "can't be written", "FAG_DATA", "root=")
+        refused("utkface", str(folder), "can't be read and written", "FAG_DATA", "root=")
     finally:
         os.seteuid(user)
         shutil.rmtree(folder)
@@ -974,7 +980,7 @@ def test_killed_while_downloading(server, root, monkeypatch, tmp_path):
     server.files["/UTKFace.tar.gz"] = tarred(tmp_path / "made")
     publish(monkeypatch, "utkface", File("UTKFace.tar.gz", f"{server.url}/UTKFace.tar.gz"))
     server.troubles["/UTKFace.tar.gz"] = ["stall"]
-    part = root / "downloads" / "utkface" / "UTKFace.tar.gz.part"
+    part = root / "downloads" / "utkface" / "fetched" / "UTKFace.tar.gz.part"
     killed(server, "begins", lambda: part.exists() and part.stat().st_size)
     assert datasets.find()["utkface"] is None
     size = part.stat().st_size

@@ -61,14 +61,15 @@ def is_archive(head):
     return head.startswith((*_ZIP, *_OPENERS)) or head[257:262] == b"ustar"
 
 
-def need_space(folder, needed, what):
-    """DownloadError unless `needed` bytes are free on the disk of `folder`, which needn't exist yet."""
+def need_space(folder, needed, what, variable="FAG_DATA"):
+    """DownloadError unless `needed` bytes are free on the disk of `folder`, which needn't exist yet, and which an
+    environment variable chooses."""
     there = next(path for path in [Path(folder), *Path(folder).absolute().parents] if path.exists())
     free = shutil.disk_usage(there).free
     if needed > free:
         raise DownloadError(
             f"{what} needs {needed / 1e9:,.1f} GB on the disk of {folder}, and {free / 1e9:,.1f} GB are free: make "
-            "room, or choose a folder on a larger disk with the environment variable FAG_DATA")
+            f"room, or choose a folder on a larger disk with the environment variable {variable}")
 
 
 def unpack(paths, folder, tick=lambda done: None):

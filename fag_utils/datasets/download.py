@@ -2,9 +2,9 @@
 
 Where each set is published, and what is known of its files, is in `SOURCES`.
 
-In the folder of the sets, `downloads/NAME/` holds the archives of a set as they come; a file that was got by hand
-may be put there as well. `downloads/NAME.json` remembers size and SHA-256 of all that came. A set is unpacked into
-the hidden folder `.NAME-unpacking-...` beside its place, and renamed at the end.
+In the folder of the sets, `downloads/NAME/` is for archives: those that were got by hand lie there, those that are
+downloaded come into its folder `fetched`. `downloads/NAME.json` remembers size and SHA-256 of all that came. A set
+is unpacked into the hidden folder `.NAME-unpacking-...` beside its place, and renamed at the end.
 """
 
 import contextlib
@@ -184,6 +184,7 @@ class _Errand:
         self.name, self.root, self.auth, self.keep, self.quiet = name, root, auth, keep, quiet
         self.source, self.reader = SOURCES[name], getattr(datasets, name)
         self.downloads = root / "downloads" / name
+        self.fetched = self.downloads / "fetched"
         self.record_file = root / "downloads" / f"{name}.json"
 
     def say(self, text):
@@ -199,7 +200,7 @@ class _Errand:
                 return there
             with _fetch.extra():
                 import filelock
-            self.downloads.mkdir(parents=True, exist_ok=True)
+            self.fetched.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(self.root / "downloads" / f"{self.name}.lock")
             try:
                 lock.acquire(timeout=0)
@@ -270,13 +271,13 @@ class _Errand:
 
     def from_files(self):
         files = self.source.files
-        here = {*self.downloads.iterdir(), *filter(None, (self.lying(file.name) for file in files))}
+        here = {*self.fetched.iterdir(), *filter(None, (self.lying(file.name) for file in files))}
         lacking = max(0, self.source.about - sum(path.stat().st_size for path in here))
         need_space(self.root, lacking + self.source.about * GROWTH, self.reader.TITLE)
         return self.put_in_place([(file, self.obtain(file)) for file in files])
 
     def from_kaggle(self):
-        need_space(kaggle_cache(), self.source.about * (1 + GROWTH), self.reader.TITLE)
+        need_space(kaggle_cache(), self.source.about * (1 + GROWTH), self.reader.TITLE, "KAGGLEHUB_CACHE")
         folder = _fetch.from_kaggle(self.source.kaggle)
         if flaw := self.flaw(folder):
             raise DownloadError(f"What came from Kaggle, in {folder}, is not the set as its reader knows it. {flaw}")
@@ -285,7 +286,8 @@ class _Errand:
 
     def lying(self, name):
         """Path of a file in one of the places where archives may lie; None where it is in none."""
-        shelves = [self.downloads, self.downloads.parent, DRIVE / "downloads" / self.name, DRIVE / self.name, DRIVE]
+        shelves = [self.downloads, self.fetched, self.downloads.parent,
+                   DRIVE / "downloads" / self.name, DRIVE / self.name, DRIVE]
         return next((shelf / name for shelf in shelves if (shelf / name).is_file()), None)
 
     def obtain(self, file):
@@ -309,7 +311,7 @@ class _Errand:
         paths = []
         for piece in listed or (File(file.name + end, file.address + end) for end in ends):
             try:
-                paths.append(self.lying(piece.name) or self.fetch(piece))
+                paths += self.obtain(piece)
             except _fetch.NotThereError:
                 if listed or not paths:
                     raise
@@ -317,8 +319,8 @@ class _Errand:
         return paths
 
     def fetch(self, file):
-        """Download a file, or what is lacking of it, into the folder of downloads, and check it. Returns its path."""
-        target = self.downloads / file.name
+        """Download a file, or what is lacking of it, and check it. Returns its path."""
+        target = self.fetched / file.name
         if file.address.startswith("drive:"):
             _fetch.from_drive(file.address.removeprefix("drive:"), target, self.quiet)
         else:
@@ -408,37 +410,29 @@ class _Errand:
             if known and known["sha256"] != found:
                 self.say(f"On {known['came']} another one came, with SHA-256 {known['sha256']}: was it changed?")
         record[file.name] = {"bytes": path.stat().st_size, "sha256": found, "from": file.address,
-                             "came": time.strftime("%Y-%m-%d"), "mtime_ns": path.stat().st_mtime_ns}
+                             "came": time.strftime("%Y-%m-%d")}
         self.record_file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     def record(self):
-        """What came earlier: dict of file name -> dict of bytes, sha256, from, came, mtime_ns."""
+        """What came earlier: dict of file name -> dict of bytes, sha256, from, came."""
         try:
             return json.loads(self.record_file.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return {}
 
-    def is_ours(self, path):
-        """Was a file downloaded, and not put there by hand?"""
-        known = self.record().get(path.name, {})
-        return path.parent == self.downloads and known.get("mtime_ns") == path.stat().st_mtime_ns
-
     def discard(self, paths):
-        """Delete useless files that were downloaded; returns a sentence that says so, or what to do."""
-        ours = [path for path in paths if self.is_ours(path)]
+        """Delete useless files, if they were downloaded; returns a sentence that says so, or what to do."""
+        ours = [path for path in paths if path.parent == self.fetched]
         for path in ours:
             path.unlink()
         return " It was deleted: call again to get it anew." if ours else f" Move {paths[0]} away, and call again."
 
     def tidy(self):
-        """Delete the archives that were downloaded, whole or in part; what was put there by hand stays."""
-        if self.keep:
-            return
-        for path in self.downloads.iterdir():
-            if path.name.endswith((".part", ".part.tag")) or self.is_ours(path):
-                path.unlink()
-        with contextlib.suppress(OSError):  # it is not empty
-            self.downloads.rmdir()
+        """Delete what was downloaded, whole or in part; what was put in place by hand stays."""
+        if not self.keep:
+            shutil.rmtree(self.fetched)
+            with contextlib.suppress(OSError):  # it is not empty
+                self.downloads.rmdir()
 
     @contextlib.contextmanager
     def plain_errors(self):
@@ -451,8 +445,9 @@ class _Errand:
                         f"environment variable FAG_DATA. What has come is kept in {self.downloads}: call again to go "
                         "on from there.")
             elif error.errno in _CLOSED:
-                text = (f"{error.filename or self.root} can't be written ({error.strerror}). Choose a folder of your "
-                        f"own with the environment variable FAG_DATA, or datasets.get({self.name!r}, root=folder).")
+                text = (f"{error.filename or self.root} can't be read and written ({error.strerror}). Choose a "
+                        "folder of your own with the environment variable FAG_DATA, or "
+                        f"datasets.get({self.name!r}, root=folder).")
             else:
                 text = f"{self.reader.TITLE} could not be put into {self.root}: {error}"
             raise DownloadError(text) from error
