@@ -295,7 +295,7 @@ def test_a_broken_download_goes_on_where_it_broke(server, utkface, root):
 
 def test_a_later_call_goes_on_where_an_earlier_one_gave_up(server, utkface, root):
     server.troubles["/UTKFace.tar.gz"] = ["break"] + [503] * _fetch.TRIES
-    text = refused("utkface", f"{len(utkface) // 2:,} bytes", "503", "call again")
+    text = refused("utkface", f"{len(utkface) // 2:,} bytes", "503", "Call again")
     assert "UTKFace.tar.gz" in text and "By hand" in text
     server.asked.clear()
     assert get("utkface")
@@ -354,7 +354,7 @@ def test_a_server_that_stalls_is_left_and_asked_again(server, utkface, root):
 def test_a_server_that_always_breaks_off_is_given_up(server, utkface, root):
     server.ranges = False
     server.troubles["/UTKFace.tar.gz"] = ["trickle"] * 99
-    refused("utkface", "100 bytes", f"{_fetch.TRIES} tries", "call again later")
+    refused("utkface", "100 bytes", f"{_fetch.TRIES} tries", "Call again later")
     assert len(server.asked) == _fetch.TRIES + 1
 
 

@@ -103,7 +103,7 @@ def over_http(address, target, size=0, auth=None, quiet=False):
             troubles = 0 if _size(part) > have else troubles + 1
             if troubles >= TRIES:
                 raise DownloadError(f"{address} gave {_size(part):,} bytes of {target.name} and then no more, in "
-                                    f"{TRIES} tries: {trouble}\nThey are kept: call again later to go on from there.")
+                                    f"{TRIES} tries: {trouble}\nCall again later: it goes on from there.")
             time.sleep(PAUSE * 2**troubles)
     part.replace(target)
     tag.unlink(missing_ok=True)
