@@ -117,6 +117,7 @@ def test_find_tells_which_sets_are_there(tmp_path, monkeypatch):
     assert list(found) == datasets.NAMES
     assert {name for name, place in found.items() if place} == {"utkface", "lag", "imdb_wiki"}
     monkeypatch.setenv("FAG_DATA", str(tmp_path))
+    monkeypatch.setenv("KAGGLEHUB_CACHE", str(tmp_path / "none"))
     assert datasets.data_dir() == tmp_path
     assert datasets.find() == found
     assert len(datasets.read("imdb_wiki")) == len(layouts.IMDB)

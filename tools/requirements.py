@@ -12,7 +12,7 @@ import re
 import sys
 from pathlib import Path
 
-INSTALLED = ("base", "course", "transfer", "test")
+INSTALLED = ("base", "course", "transfer", "download", "test")
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 
 

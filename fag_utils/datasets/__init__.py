@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from fag_utils.datasets._common import MissingSetError
+from fag_utils.datasets._common import DownloadError, MissingSetError, how_to_get
 
 # In reading order: the sets to learn from, then those to measure on.
 NAMES = ["celeba", "utkface", "afad", "megaage_asian", "imdb_wiki", "adience", "lfw", "lag"]
 _MODULES = [*NAMES, "classroom"]
 
-__all__ = ["NAMES", "MissingSetError", "data_dir", "find", "overview", "read", *_MODULES]
+__all__ = ["NAMES", "DownloadError", "MissingSetError", "data_dir", "find", "get", "overview", "read", *_MODULES]
 
 
 def __getattr__(name):
@@ -42,12 +42,42 @@ def data_dir():
 def find(root=None):
     """Which sets lie under `root` (or `data_dir()`): a dict, name -> folder, or None where it is absent.
 
-    A folder counts under its name in any spelling: utkface, UTKFace; imdb_wiki, IMDB-WIKI.
+    A folder counts under its name in any spelling: utkface, UTKFace; imdb_wiki, IMDB-WIKI. What is not in
+    `data_dir()` is looked for in the folder fag_data of a Google Drive that Colab has mounted, and among what
+    kagglehub has downloaded.
     """
     root = Path(root) if root else data_dir()
+    found = folders(root)
+    if root.absolute() == data_dir().absolute():
+        from fag_utils.datasets import download
+
+        found = {**download.elsewhere(), **found}
+    return {name: found.get(name) for name in NAMES}
+
+
+def folders(root):
+    """Dict of the folders in a folder: name in small letters with underscores -> path."""
     children = sorted(root.iterdir(), reverse=True) if root.is_dir() else []
-    folders = {path.name.lower().replace("-", "_"): path for path in children if path.is_dir()}
-    return {name: folders.get(name) for name in NAMES}
+    return {path.name.lower().replace("-", "_"): path for path in children if path.is_dir()}
+
+
+def get(name, root=None, auth=None, keep=False, quiet=False):
+    """The folder of a set; where it isn't there yet, it is downloaded, checked and unpacked first.
+
+    name : one of NAMES
+    root : the folder for the sets, or `data_dir()`
+    auth : (user, password), for a set whose authors give them out on request (Adience)
+    keep : whether the archives stay in the folder `downloads` afterwards
+    quiet : no bars and no lines about what happens
+
+    Needs the packages of the extra `download`. A call that was interrupted, even killed, is taken up again by the
+    next one; a folder is a set only when all of it is there and its reader finds pictures in it.
+    Raises DownloadError, whose text says what to do: where a form has to be filled in, where to put a file that
+    was got by hand, how much room the disk needs.
+    """
+    from fag_utils.datasets import download
+
+    return download.get(name, root, auth, keep, quiet)
 
 
 def read(name, folder=None):
@@ -69,5 +99,5 @@ def overview(root=None):
     for name in NAMES:
         reader = importlib.import_module(f"fag_utils.datasets.{name}")
         rows.append({"set": name, "title": reader.TITLE, "found": found[name] is not None,
-                     "licence": reader.LICENCE, "how to get it": reader.HOW_TO_GET})
+                     "licence": reader.LICENCE, "how to get it": how_to_get(name)})
     return pd.DataFrame(rows).set_index("set")

@@ -16,11 +16,21 @@ class MissingSetError(FileNotFoundError):
     """A data set, or a part of it, is not there. The message says how to get it."""
 
 
+class DownloadError(RuntimeError):
+    """A data set could not be got. The message says why, and what to do."""
+
+
+def how_to_get(name):
+    """A sentence: the call that gets the set, and the way by hand."""
+    reader = importlib.import_module(f"fag_utils.datasets.{name}")
+    return f'datasets.get("{name}"), or by hand: {reader.HOW_TO_GET}'
+
+
 def missing(name, path):
     """The MissingSetError of the set `name`, of which `path` was not found."""
     reader = importlib.import_module(f"fag_utils.datasets.{name}")
     return MissingSetError(
-        f"{path} not found. {reader.TITLE}: {reader.HOW_TO_GET} Licence: {reader.LICENCE}"
+        f"{path} not found. {reader.TITLE}: {how_to_get(name)} Licence: {reader.LICENCE}"
     )
 
 
