@@ -530,7 +530,8 @@ def predict_paths(paths, predictor, photos=False, cache=None, progress=True, chu
     Returns
     -------
     DataFrame: path, age, age_low, age_high, male_probability, may_be_outside (missing where the predictor
-    doesn't tell it), reason ("no face", "unreadable", ...); and for photographs faces (how many were found), x, y, width, height, face_score.
+    doesn't tell it), reason ("no face", "unreadable", ...); and for photographs faces (how many were found),
+    x, y, width, height, face_score.
     """
     from tqdm.auto import tqdm
 

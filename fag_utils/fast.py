@@ -150,7 +150,8 @@ class FastModel:
 
     Understands the layers of the course's light networks: Rescaling, Conv2D, DepthwiseConv2D (square
     kernels, no dilation), BatchNormalization, PReLU and ReLU(6) right after it, ReLU elsewhere, Add, Flatten,
-    GlobalAveragePooling2D, Dropout, Dense, Resizing, ZeroPadding2D, pooling without padding. ValueError for any other.
+    GlobalAveragePooling2D, Dropout, Dense, Resizing, ZeroPadding2D, pooling without padding. ValueError for any
+    other.
 
     mixed : bfloat16 between the layers; None: where the processor is fast at it
     """

@@ -194,7 +194,8 @@ class Predictor:
         told = self._probabilities(np.concatenate([look.crops for look in looks]))
         ends = np.cumsum([len(look.crops) for look in looks])[:-1]
         parts = zip(*(np.split(probabilities, ends) for probabilities in told.values()), strict=True)
-        return [self.people(look, dict(zip(told, part, strict=True))) for look, part in zip(looks, parts, strict=True)]
+        answers = [dict(zip(told, part, strict=True)) for part in parts]
+        return [self.people(look, answer) for look, answer in zip(looks, answers, strict=True)]
 
     def probabilities_of(self, look):
         """`probabilities` of the faces of one Look."""

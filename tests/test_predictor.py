@@ -335,6 +335,7 @@ def test_a_network_that_knows_other_ages_says_who_may_be_outside(tmp_path):
     table = told.predict_crops(np.zeros((2, 32, 32, 3), "uint8"))
     check_predictions(table, 2)
     share = np.exp([1.0, 0.5, 0.0]) / np.exp([1.0, 0.5, 0.0]).sum()
-    np.testing.assert_allclose(told.probabilities([np.zeros((32, 32, 3), "uint8")])["outside"], [share[[0, 2]]], atol=1e-4)
+    outside = told.probabilities([np.zeros((32, 32, 3), "uint8")])["outside"]
+    np.testing.assert_allclose(outside, [share[[0, 2]]], atol=1e-4)
     assert table["may_be_outside"].all() and np.allclose(table["age"], 40, atol=0.1)
     assert np.allclose(table["age_low"], 17.5) and np.allclose(table["age_high"], 65.5)

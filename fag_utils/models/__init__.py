@@ -1,6 +1,7 @@
 """The networks of the course.
 
-`models.mobilefacenet` is the function; its module's other names are here as well, and those of `light` and `face_resnet`.
+`models.mobilefacenet` is the function; its module's other names are here as well, and those of `light` and
+`face_resnet`.
 """
 
 from fag_utils.models.checkpoints import WeightsError

@@ -217,9 +217,10 @@ def narrow(model):
     column = layers.Reshape((ages, 1), name="ages_as_column")(logits(head.input))
     inside = layers.Flatten(name="adults")(layers.Cropping1D((MIN_AGE, ages - 1 - MAX_AGE))(column))
     probability = layers.Softmax(axis=1, name="every_age_softmax")(column)
+    # a mean times its number of entries: their sum
     parts = [layers.Rescaling(size, name=name)(layers.GlobalAveragePooling1D()(layers.Cropping1D(crop)(probability)))
              for name, size, crop in (("under", MIN_AGE, (0, ages - MIN_AGE)),
-                                      ("over", ages - 1 - MAX_AGE, (MAX_AGE + 1, 0)))]  # a mean times its number: the sum
+                                      ("over", ages - 1 - MAX_AGE, (MAX_AGE + 1, 0)))]
     outputs = {"age": layers.Softmax(name="age")(inside), "gender": model.output["gender"],
                "outside": layers.Concatenate(name="outside")(parts)}
     logits.set_weights(head.get_weights())
