@@ -111,15 +111,20 @@ def test_a_mirror_image_gets_the_same_answer(network, made):
 def test_probabilities_are_what_the_table_is_made_from(network, made):
     probabilities = network.probabilities(made[0])
     assert probabilities["age"].shape == (24, 48) and probabilities["gender"].shape == (24, 2)
+    outside = probabilities["outside"]  # younger than 18, older than 65: the rest is within
+    assert outside.shape == (24, 2) and (outside.sum(axis=1) <= 1 + 1e-6).all()
     for head in probabilities.values():
         assert (head >= 0).all()
-        np.testing.assert_allclose(head.sum(axis=1), 1, atol=1e-6)
+    for head in ("age", "gender"):
+        np.testing.assert_allclose(probabilities[head].sum(axis=1), 1, atol=1e-6)
     table = network.predict_crops(made[0])
     np.testing.assert_allclose(table["age"], network.ages(probabilities["age"]))
     assert (table["age"] - labels.expected_age(probabilities["age"])).abs().max() < 6, "sharpened, not replaced"
     assert table["age"].between(table["age_low"], table["age_high"]).all()
     np.testing.assert_allclose(table["male_probability"], probabilities["gender"][:, labels.MALE])
-    inside = [probabilities["age"][i][(labels.AGES >= low - 0.5) & (labels.AGES <= high + 0.5)].sum()
+    within = probabilities["age"] * (1 - outside.sum(axis=1, keepdims=True))
+    belief, ages = np.hstack([outside[:, :1], within, outside[:, 1:]]), np.arange(17, 67)
+    inside = [belief[i][(ages >= low - 0.5) & (ages <= high + 0.5)].sum()
               for i, (low, high) in enumerate(zip(table["age_low"], table["age_high"], strict=True))]
     assert min(inside) >= 0.8, "the interval holds 80 % of what the network believes"
 
