@@ -209,10 +209,10 @@ def narrow(model):
     All layers are shared. A network that has 48 ages is returned as it is. Layers only, and each of them of Keras'
     oldest, so that a saved file loads with any version of it.
     """
-    head = model.get_layer("age")
-    if head.units == N_AGES:
+    ages = model.output["age"].shape[-1]
+    if ages == N_AGES:
         return model
-    ages = head.units
+    head = model.get_layer("age")
     logits = layers.Dense(ages, dtype="float32", name="every_age")
     column = layers.Reshape((ages, 1), name="ages_as_column")(logits(head.input))
     inside = layers.Flatten(name="adults")(layers.Cropping1D((MIN_AGE, ages - 1 - MAX_AGE))(column))
