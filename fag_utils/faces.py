@@ -339,7 +339,7 @@ def _turned_back(faces, shape, turns):
     faces = faces.copy()
     for index, face in faces.iterrows():  # no landmarks: as they should lie, or the crop would not be upright
         if np.isnan(face["nose_x"]):
-            faces.loc[index, LANDMARK_COLUMNS] = _points(face).ravel()
+            faces.loc[index, LANDMARK_COLUMNS] = points_of(face).ravel()
     height, width = shape[:2]
     for _ in range(turns):  # one turn to the left took (x, y) to (y, old width - x)
         for name in LANDMARKS:
@@ -612,7 +612,7 @@ def follow(picture, face):
     face : a row of `detect`. Its landmarks are looked for near where they were, and its box moves with them;
     below 0.3 there is no longer a face there.
     """
-    before = _points(face)
+    before = points_of(face)
     points, sure = _steadied(picture, before[None], np.ones(1), keep=False)
     side = _sides(np.stack([before, points[0]]) @ [1, 1j], FRAME @ [1, 1j])
     face, scale = face.copy(), side[1] / max(side[0], 1e-6)
@@ -639,7 +639,7 @@ def overlap(one, other):
 # --- The one crop ----------------------------------------------------------------------------
 
 
-def crop_face(picture, face, size=62, margin=1.0):
+def crop_face(picture, face, size=62, margin=1.0, eyes_only=False):
     """Cut one face out of a photograph: (size, size, 3) uint8 RGB, in the frame of UTKFace.
 
     Parameters
@@ -649,12 +649,13 @@ def crop_face(picture, face, size=62, margin=1.0):
     size : side of the crop in pixels
     margin : 1.2 takes in a frame 1.2 times as wide (room for augmentation); where the photograph
         ends, its edge is repeated
+    eyes_only : lay the crop by the eyes alone, as for a face of which nothing else is seen
     """
-    return _crop_points(picture, _points(face), size, margin)
+    return _crop_points(picture, points_of(face), size, margin, eyes_only)
 
 
-def _points(face):
-    """The landmarks of a face (5, 2); where they are missing, as they would lie in its box."""
+def points_of(face):
+    """The landmarks of a face, a row of `detect`: (5, 2); where they are missing, as they would lie in its box."""
     points = np.array([face[name] for name in LANDMARK_COLUMNS], dtype="float64").reshape(5, 2)
     if np.isnan(points).any():
         side = face["height"] / BOX_HEIGHT
@@ -674,19 +675,47 @@ def crop_framed(picture, layout="utkface", size=62, margin=1.0):
     return _crop_points(picture, np.array(FRAMES[layout]) * [width, height], size, margin)
 
 
-def _crop_points(picture, points, size, margin):
-    """Crop by the similarity (turn, scale, shift) that brings `points` closest to the frame.
+def _crop_points(picture, points, size, margin, eyes_only=False):
+    """Crop by the similarity that brings `points` closest to the frame."""
+    a, b = similarity(points, eyes_only)
+    if abs(a) < 1e-6 / size:  # all of them in one place
+        a = 1 / max(picture.shape[:2])
+        b = (FRAME @ [1, 1j]).mean() - a * (points @ [1, 1j]).mean()
+    scale = size / margin
+    return _warp(picture, a * scale, (b - 0.5 * (1 + 1j)) * scale + 0.5 * size * (1 + 1j), size)
 
-    Least squares over the five landmarks. With points as complex numbers a similarity is
+
+def crop_landmarks(crops, margin=1.0):
+    """Where the landmarks of crops lie in the frame, 0..1: (n, 5, 2) float32, and how sure mtcnn is of them (n,).
+
+    crops : (n, s, s, 3) uint8, as `crop_face` or `crop_framed` cut them; margin : theirs. Where it is less sure than
+    0.3 they are FRAME.
+    """
+    crops = np.asarray(crops)
+    points, sure = np.empty((len(crops), 5, 2), "float32"), np.empty(len(crops), "float32")
+    side, middle = crops.shape[1] / margin, crops.shape[1] / 2
+    square = np.array([[middle - 0.55 * side] * 2 + [middle + 0.55 * side] * 2])  # as in `_steadied`
+    for start in range(0, len(crops), 256):
+        part = slice(start, start + 256)
+        patches = np.concatenate([_patches(crop, square) for crop in crops[part]])
+        _, found, scores = _stage("onet")((patches - 127.5) / 128)
+        places = found.numpy().reshape(-1, 2, 5).transpose(0, 2, 1) * 1.1 - 0.05  # x of all five, then y
+        sure[part] = scores.numpy()[:, 1]
+        points[part] = np.where(sure[part, None, None] >= 0.3, places, FRAME)
+    return points, sure
+
+
+def similarity(points, eyes_only=False):
+    """(a, b) of the similarity (turn, scale, shift) that brings landmarks (5, 2) closest to the frame.
+
+    Least squares over the five landmarks, or over the eyes alone. With points as complex numbers a similarity is
     z -> a z + b, and the best a is one quotient (Umeyama 1991, without reflection).
     """
-    target = ((FRAME - 0.5) / margin + 0.5) * size
-    z, w = points @ [1, 1j], target @ [1, 1j]
+    known = 2 if eyes_only else len(FRAME)
+    z, w = np.asarray(points, "float64")[:known] @ [1, 1j], FRAME[:known] @ [1, 1j]
     z0, w0 = z - z.mean(), w - w.mean()
     a = np.vdot(z0, w0) / max(np.vdot(z0, z0).real, 1e-9)
-    if abs(a) < 1e-6:
-        a = size / max(picture.shape[:2])
-    return _warp(picture, a, w.mean() - a * z.mean(), size)
+    return a, w.mean() - a * z.mean()
 
 
 def _warp(picture, a, b, size):
