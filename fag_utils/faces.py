@@ -700,7 +700,7 @@ def crop_face(picture, face, size=62, margin=1.0, eyes_only=False):
         ends, its edge is repeated
     eyes_only : lay the crop by the eyes alone, as for a face of which nothing else is seen
     """
-    return _crop_points(picture, points_of(face), size, margin, eyes_only)
+    return crop_points(picture, points_of(face), size, margin, eyes_only)
 
 
 def points_of(face):
@@ -721,11 +721,11 @@ def crop_framed(picture, layout="utkface", size=62, margin=1.0):
     if layout not in FRAMES:
         raise ValueError(f"layout must be one of {sorted(FRAMES)}, got {layout!r}")
     height, width = picture.shape[:2]
-    return _crop_points(picture, np.array(FRAMES[layout]) * [width, height], size, margin)
+    return crop_points(picture, np.array(FRAMES[layout]) * [width, height], size, margin)
 
 
-def _crop_points(picture, points, size, margin, eyes_only=False):
-    """Crop by the similarity that brings `points` closest to the frame."""
+def crop_points(picture, points, size=62, margin=1.0, eyes_only=False):
+    """`crop_face` by landmarks (5, 2) in pixels: the similarity that brings them closest to the frame."""
     a, b = similarity(points, size, margin, eyes_only)
     if abs(a) < 1e-6:  # all of them in one place
         a = size / max(picture.shape[:2])
@@ -766,6 +766,13 @@ def similarity(points, size=1, margin=1.0, eyes_only=False):
     z0, w0 = z - z.mean(), w - w.mean()
     a = np.vdot(z0, w0) / max(np.vdot(z0, z0).real, 1e-9)
     return a, w.mean() - a * z.mean()
+
+
+def in_frame(points):
+    """Landmarks (5, 2) of a face in a photograph, in pixels, as they lie in its frame: (5, 2) float32."""
+    a, b = similarity(points)
+    z = a * (np.asarray(points, "float64") @ [1, 1j]) + b
+    return np.stack([z.real, z.imag], axis=1).astype("float32")
 
 
 def _warp(picture, a, b, size):

@@ -188,6 +188,7 @@ def random_masks(n, seed, kind=None, colour=None, pattern=None, nose=None):
     masks["dip"] = tf.where(free, 0.1 * masks["dip"], masks["dip"])
     masks["band"] = tf.cast((which == 1) & (chance[2] < BAND), tf.float32)
     masks["valve"] = tf.cast((which == 2) & (chance[3] < VALVE), tf.float32)
+    masks["highest"] = tf.fill((n,), NOTHING_ABOVE)
     masks["valve_side"] = tf.where(chance[4] < 0.5, -0.42, 0.42)
 
     palette = tf.constant(list(COLOURS.values()), tf.float32)
@@ -232,13 +233,6 @@ def framing_of(points):
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]], "float32")
 
 
-def in_frame(points):
-    """Landmarks (5, 2) of a face in a photograph, in pixels, as they lie in its frame: (5, 2)."""
-    a, b = faces.similarity(points)
-    z = a * (np.asarray(points, "float64") @ [1, 1j]) + b
-    return np.stack([z.real, z.imag], axis=1).astype("float32")
-
-
 def _each(value):
     """A number for each picture, ready to meet (n, h, w)."""
     return value[:, None, None]
@@ -276,7 +270,7 @@ def _sheet(to_frame, height, width, masks, points):
     ear = tf.where(is_right, _each(tf.maximum(reach(EAR, 1), reach(EDGE, 1) * masks["width"])),
                    _each(tf.maximum(reach(EAR, -1), reach(EDGE, -1) * masks["width"])))
     pixel = tf.sqrt(tf.abs(to_frame[:, 0, 0] * to_frame[:, 1, 1] - to_frame[:, 0, 1] * to_frame[:, 1, 0]))
-    highest = NOTHING_ABOVE + tf.abs(right[:, 1] - left[:, 1]) / (2 * span)
+    highest = masks["highest"] + tf.abs(right[:, 1] - left[:, 1]) / (2 * span)
     return {"u": across / half, "v": v, "half": half, "ear": ear, "span": span, "pixel": pixel, "fx": fx, "fy": fy,
             "below_eyes": (plain_v - _each(highest)) * _each(span)}
 
@@ -540,7 +534,7 @@ def wear_photo(picture, face, masks):
     step = (high - low) / np.array(small.shape[2:0:-1])
     start = low - 0.5 + 0.5 * step
     here = np.concatenate([to_frame[:, :2] * step, to_frame[:, 2:] + to_frame[:, :2] @ start[:, None]], axis=1)
-    layer, opacity = paint(small, masks, here, in_frame(points))
+    layer, opacity = paint(small, masks, here, faces.in_frame(points))
     layer, opacity = (tf.image.resize(what, size)[0].numpy() for what in (layer, opacity[..., None]))
     done = picture.copy()
     done[low[1] : high[1], low[0] : high[0]] = np.clip(part * (1 - opacity) + layer, 0, 255).round()

@@ -205,7 +205,7 @@ def test_a_photograph_gets_a_mask_over_mouth_and_nose(face):
 def test_the_mask_on_a_photograph_is_that_on_its_crop(face):
     masks = occlusion.random_masks(1, [0, 5], kind="cloth", colour="white", pattern="stripes", nose=True)
     from_photo = faces.crop_face(occlusion.wear_photo(ASTRONAUT, face, masks), face, 62).astype(float)
-    points = occlusion.in_frame(faces.points_of(face))
+    points = faces.in_frame(faces.points_of(face))
     bare = faces.crop_face(ASTRONAUT, face, 62)
     on_crop = occlusion.draw(bare[None], masks, occlusion.framing(62), points)[0][0].numpy()
     # Its light is measured over another part of the photograph, so it is a little brighter or darker.
