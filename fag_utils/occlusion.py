@@ -266,12 +266,12 @@ def _sheet(to_frame, height, width, masks, points):
     plain_v = (fy - _each(eyes[:, 1])) / _each(span)
     v = plain_v - _each(masks["shift_down"] / span) - _each(masks["tilt"] / span) * across
     is_right = across > 0
-    half = tf.where(is_right, _each(reach(EDGE, 1) * masks["width"]), _each(reach(EDGE, -1) * masks["width"]))
-    ear = tf.where(is_right, _each(tf.maximum(reach(EAR, 1), reach(EDGE, 1) * masks["width"])),
-                   _each(tf.maximum(reach(EAR, -1), reach(EDGE, -1) * masks["width"])))
+    halves = [reach(EDGE, side) * masks["width"] for side in (1, -1)]
+    ears = [tf.maximum(reach(EAR, side), half) for side, half in zip((1, -1), halves, strict=True)]
+    half, ear = (tf.where(is_right, _each(one), _each(other)) for one, other in (halves, ears))
     pixel = tf.sqrt(tf.abs(to_frame[:, 0, 0] * to_frame[:, 1, 1] - to_frame[:, 0, 1] * to_frame[:, 1, 0]))
     highest = masks["highest"] + tf.abs(right[:, 1] - left[:, 1]) / (2 * span)
-    return {"u": across / half, "v": v, "half": half, "ear": ear, "span": span, "pixel": pixel, "fx": fx, "fy": fy,
+    return {"u": across / half, "v": v, "half": half, "ear": ear, "span": span, "pixel": pixel,
             "below_eyes": (plain_v - _each(highest)) * _each(span)}
 
 
@@ -320,7 +320,7 @@ def _textures(sheet, masks, to_frame, height, width):
         """Where the first and the last pixel of a row or column lie in the field, as crop_and_resize counts."""
         f = to_frame[:, row]
         middle = f[:, 0] * last_x / 2 + f[:, 1] * last_y / 2 + f[:, 2] - 0.5 - shift
-        reach = tf.sign(f[:, row]) * sheet["pixel"] * last / 2
+        reach = tf.where(f[:, row] < 0, -1.0, 1.0) * sheet["pixel"] * last / 2
         return [(TEXTURE / 2 + (middle + way * reach) * cells) / (TEXTURE - 1) for way in (-1, 1)]
 
     left, right = ends(0, last_x, masks["shift_right"])
@@ -432,7 +432,7 @@ def paint(pictures, masks, to_frame, points=None):
     cover, shadow = (part * tf.cast(sheet["below_eyes"] > 0, tf.float32) for part in (cover, shadow))
     fields = _textures(sheet, masks, to_frame, height, width)
     light, tint, amount = _light(pictures, to_frame, masks)
-    shade = tf.where(body >= straps, _shading(sheet, masks, body, down, fields), _each(masks["strap_light"]))
+    shade = tf.where(body >= 0, _shading(sheet, masks, body, down, fields), _each(masks["strap_light"]))
     strength = cover * light * tf.clip_by_value(shade, 0.1, 1.5)
     weights = tf.stack([strength * part for part in _parts(sheet, masks, fields)] + [cover], axis=1)
     colours = masks["colours"]
