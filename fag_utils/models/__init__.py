@@ -1,6 +1,6 @@
 """The networks of the course.
 
-`models.mobilefacenet` is the function; its module's other names are here as well, and those of `light` and
+`models.mobilefacenet` is the function; its module's other names are here as well, and those of `light`, `mobile` and
 `face_resnet`.
 """
 
@@ -13,6 +13,16 @@ from fag_utils.models.light import (
     imagenet_classifier,
     mbconv,
     normalise_relu6,
+)
+from fag_utils.models.mobile import (
+    MOBIFACE,
+    MOBILE_PUBLISHED,
+    SQUEEZENET,
+    fire,
+    mobiface,
+    mobilenet_v2,
+    squeezenet,
+    squeezenet_classifier,
 )
 from fag_utils.models.mobilefacenet import (
     PUBLISHED,
@@ -27,6 +37,7 @@ from fag_utils.models.mobilefacenet import (
     gender_classifier,
     global_depthwise,
     layer_table,
+    mask_classifier,
     mobilefacenet,
     multiply_adds,
     narrow,
@@ -37,8 +48,11 @@ __all__ = [
     "EFFICIENTNET_LITE0",
     "EFFICIENTNET_LITE0_PUBLISHED",
     "FACE_RESNET",
+    "MOBIFACE",
+    "MOBILE_PUBLISHED",
     "PUBLISHED",
     "RECIPES",
+    "SQUEEZENET",
     "TABLES",
     "WeightsError",
     "add_age_branch",
@@ -50,14 +64,20 @@ __all__ = [
     "efficientnet_lite0",
     "face_recogniser",
     "face_resnet",
+    "fire",
     "gender_classifier",
     "global_depthwise",
     "imagenet_classifier",
     "layer_table",
+    "mask_classifier",
     "mbconv",
+    "mobiface",
     "mobilefacenet",
+    "mobilenet_v2",
     "multiply_adds",
     "narrow",
     "normalise",
     "normalise_relu6",
+    "squeezenet",
+    "squeezenet_classifier",
 ]

@@ -186,6 +186,15 @@ def gender_classifier(backbone, dropout=0.2):
     return keras.Model(backbone.input, outputs, name=f"{backbone.name}_gender")
 
 
+def mask_classifier(backbone, dropout=0.2):
+    """A network that tells masked faces from bare ones: output {"masked": (n, 2)}, softmax, index 1 is masked.
+
+    A backbone of a quarter of the width is enough to see it; `batches.dataset` gives the targets.
+    """
+    outputs = {"masked": _head(backbone.output, "masked", 2, dropout)}
+    return keras.Model(backbone.input, outputs, name=f"{backbone.name}_masked")
+
+
 def add_age_branch(gender_model, dropout=0.2, ages=N_AGES):
     """An age head beside the gender head of a pre-trained `gender_classifier`.
 
