@@ -39,9 +39,9 @@ SQUEEZENET = {
     "1.1": [Conv(3, 64), POOL, *FIRES[:2], POOL, *FIRES[2:4], POOL, *FIRES[4:]],
 }
 
-# Duong et al. (2019), "MobiFace: A Lightweight Deep Learning Face Recognition on Mobile Devices". The paper was not at
-# hand: these rows are as a public reimplementation has them. A row that halves the map has no residual, those after
-# it do. The layers are those of MobileFaceNet.
+# Duong et al. (2019), "MobiFace: A Lightweight Deep Learning Face Recognition on Mobile Devices". The paper was not
+# at hand: these rows are as a public reimplementation has them. A row that halves the map has no residual, those
+# after it do. The layers are those of MobileFaceNet.
 MOBIFACE = [
     Row("conv3x3", None, 64, 1, 2),
     Row("depthwise conv3x3", None, 64, 1, 1),
@@ -156,9 +156,9 @@ def mobilenet_v2(size=224, weights=None, width=1.0):
 def mobiface(size=112):
     """The backbone: pictures (n, size, size, 3), RGB 0..255 -> embedding (n, 512), float32.
 
-    size : side of the pictures in pixels, at least 32; published for 112. The network is
-    said to end in a dense layer of 512. On the map of 7x7 that layer alone would have 12.8 M parameters, five times the published size, so here it sees the mean over
-    the map. Raises ValueError for a smaller size.
+    size : side of the pictures in pixels, at least 32; published for 112. The network is said to end in a dense layer
+    of 512. On the map of 7x7 that layer alone would have 12.8 M parameters, five times the published size, so here it
+    sees the mean over the map. Raises ValueError for a smaller size.
     """
     picture = _input(size)
     x = layers.Rescaling(1 / 128, offset=-127.5 / 128, name="rescale")(picture)
