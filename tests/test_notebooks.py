@@ -136,7 +136,7 @@ def imported(tree):
 
 
 def needs():
-    """The requirements of pyproject.toml, parsed: {"base": [...], "course": [...], "test": [...]}."""
+    """The requirements of pyproject.toml, parsed: {"base": [...], "course": [...], ..., "test": [...]}."""
     lists = requirements.requirements((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     return {group: [Requirement(line) for line in lines] for group, lines in lists.items()}
 
@@ -146,7 +146,7 @@ def declared(*groups):
     packages = {need.name for group in groups for need in needs()[group]}
     other_name = {"scikit-learn": "sklearn", "scikit-image": "skimage", "opencv-python-headless": "cv2",
                   "pillow": "PIL", "pillow-heif": "pillow_heif", "pyyaml": "yaml", "setuptools": "pkg_resources",
-                  "ipykernel": "IPython"}
+                  "ipykernel": "IPython", "ai-edge-litert": "ai_edge_litert"}
     modules = {other_name.get(package, package) for package in packages}
     return modules | {"cycler" for module in modules if module == "matplotlib"}  # a part of its interface
 

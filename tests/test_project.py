@@ -28,8 +28,8 @@ sys.path.insert(0, str(ROOT / "tools"))
 import book  # noqa: E402
 
 # The order of the way of the data: a module imports from those before it, never from those after it.
-ORDER = ["labels", "table", "course", "datasets", "faces", "cleaning", "occlusion", "batches", "models",
-         "training", "evaluation", "plots", "predictor", "video", "widgets"]
+ORDER = ["labels", "table", "course", "datasets", "runtimes", "faces", "cleaning", "occlusion", "batches", "models",
+         "training", "evaluation", "plots", "predictor", "export", "video", "widgets"]
 
 
 def run(*command, cwd=ROOT, **environment):
@@ -99,12 +99,12 @@ def module_files():
 
 @pytest.mark.parametrize("name, path", module_files(), ids=lambda value: getattr(value, "stem", value))
 def test_package_imports_what_is_declared(name, path):
-    """At the top of a module only what a plain install brings; inside functions the extra `course` too."""
+    """At the top of a module only what a plain install brings; inside functions those of the extras too."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     own = {"fag_utils", *sys.stdlib_module_names}
     top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
     assert set(imported(top)) <= own | declared("base")
-    assert set(imported(tree)) <= own | declared("base", "course")
+    assert set(imported(tree)) <= own | declared("base", "course", "lite", "export")
 
 
 @pytest.mark.parametrize("name, path", [pair for pair in module_files() if pair[0] in ORDER],

@@ -11,6 +11,7 @@ import re
 import sys
 from pathlib import Path
 
+EXTRAS = ("course", "transfer", "lite", "export", "test")
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 
 
@@ -18,7 +19,7 @@ def requirements(text):
     """{"base": [...], EXTRA: [...]} of a pyproject.toml; read without tomllib, which Python 3.10 lacks."""
     lists = re.findall(r"^(\w+) = \[\n(.*?)^\]", text, re.M | re.S)
     found = {name: re.findall(r'^ +"(.+)",', body, re.M) for name, body in lists}
-    return {"base": found["dependencies"], **{extra: found[extra] for extra in ("course", "transfer", "test")}}
+    return {"base": found["dependencies"], **{extra: found[extra] for extra in EXTRAS}}
 
 
 if __name__ == "__main__":
