@@ -7,7 +7,6 @@ its landmarks come to lie there.
 
 import functools
 import importlib
-import importlib.util
 import io
 import os
 import threading
@@ -398,7 +397,7 @@ def _ssd_boxes(picture, min_score):
 
 def _mtcnn_boxes(picture, min_score):
     """Boxes (x1, y1, x2, y2, score) by mtcnn, on a picture of at most 1,024 pixels a side."""
-    if importlib.util.find_spec("tensorflow") is None:  # mtcnn's own program needs it, its networks don't
+    if _tensorflow() is None:  # which mtcnn's own program needs, and its networks don't
         found = _without_overlaps(_refined(picture, _proposed(picture)))
         return [box for box in found if box[4] >= max(min_score, 0.95)]
     scale = min(1.0, 1024 / max(picture.shape[:2]))
@@ -553,13 +552,20 @@ def _stage(name):
     corrections, scores; "onet": 48x48 patches -> corrections, five landmarks, scores.
     Where TensorFlow is not installed, LiteRT computes them from files that `export.detector` wrote.
     """
-    try:
-        import tensorflow as tf
-    except ImportError:
+    tf = _tensorflow()
+    if tf is None:
         return runtimes.function(runtimes.WEIGHTS / f"mtcnn_{name}.tflite")
     network, side = mtcnn_network(name)
     compiled = tf.function(network, input_signature=[tf.TensorSpec((None, side, side, 3), tf.float32)])
     return lambda pictures: [output.numpy() for output in compiled(pictures)]
+
+
+def _tensorflow():
+    """TensorFlow, or None where it is not installed."""
+    try:
+        return importlib.import_module("tensorflow")
+    except ImportError:
+        return None
 
 
 def mtcnn_network(name):
