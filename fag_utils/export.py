@@ -53,6 +53,8 @@ def to_litert(model, path, precision="float32", pictures=None):
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if precision == "float16":
             converter.target_spec.supported_types = [tf.float16]
+            # Says in the file that sums in float16 will do: else a processor that could is not asked to.
+            converter.target_spec._experimental_supported_accumulation_type = tf.dtypes.float16
         content = converter.convert()
     path.write_bytes(_lean(content))
     return path

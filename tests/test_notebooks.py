@@ -22,7 +22,7 @@ import requirements  # noqa: E402
 import sync  # noqa: E402
 
 CHAPTERS = ["00_start_here", "01_cleaning", "02_building_mobilefacenet", "03_gender_pretraining",
-            "04_balanced_multitask_training", "09_evaluation", "10_photo_demo", "A1_classroom_faces"]
+            "04_balanced_multitask_training", "09_evaluation", "10_photo_demo", "11_on_a_phone", "A1_classroom_faces"]
 # A path that is true on one machine only: a home, a temporary folder, where packages lie, a drive.
 MACHINE_PATH = re.compile(
     r"(?<![\w.:/])/(?:home|root|Users|tmp|work|content|opt|mnt|var|usr)/|\b[A-Z]:\\\\?\w|site-packages")
@@ -119,8 +119,8 @@ def test_shows_no_path_of_a_machine(notebook):
 
 
 def test_imports_only_what_is_declared(notebook):
-    """Standard library, the package, what it needs, and what the extra `course` adds."""
-    allowed = {"fag_utils", *sys.stdlib_module_names, *declared("base", "course")}
+    """Standard library, the package, what it needs, and what the extras `course` and `lite` add."""
+    allowed = {"fag_utils", *sys.stdlib_module_names, *declared("base", "course", "lite")}
     for cell in code(notebook):
         python = [line for line in cell.source.splitlines() if not line.lstrip().startswith(("%", "!"))]
         assert set(imported(ast.parse("\n".join(python)))) <= allowed

@@ -221,6 +221,17 @@ def processor():
         return platform.processor()
 
 
+def profile(left_out):
+    """Every layer of the int8 network beside its floor, or None."""
+    from fag_utils import export
+
+    try:
+        return export.profile(NAME, file_of("openvino", "int8"))
+    except Exception as problem:  # OpenVINO is not there, or there is no such file: the times are of use without it
+        left_out["the layers in OpenVINO"] = str(problem).splitlines()[0]
+        return None
+
+
 def write(rows, left_out, keep):
     import pandas as pd
 
@@ -244,9 +255,14 @@ def write(rows, left_out, keep):
     (OUT / "benchmark.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     if "mae" in table:
         plots.speed(table[(table["threads"] == 1) & (table["batch"] == 1)]).savefig(OUT / "benchmark.png", dpi=120)
+    layers = profile(left_out)
+    if layers is not None:
+        layers.to_csv(OUT / "profile.csv", index=False, float_format="%.4g")
     if keep:
         results = ROOT / "data" / "results"
         table.to_csv(results / "11_benchmark.csv", index=False, float_format="%.4g")
+        if layers is not None:
+            layers.to_csv(results / "11_profile.csv", index=False, float_format="%.4g")
         (results / "11_machine.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     with pd.option_context("display.width", 160, "display.max_columns", 30):
         shown = ["model", "threads", "batch", "network_ms", "answer_ms", "photo_ms", "memory_mb"]
