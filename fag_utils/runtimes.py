@@ -31,8 +31,11 @@ def load(path, threads=None):
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path.name!r} in {str(path.parent)!r}: see fag_utils.export")
     if path.suffix == ".keras":
-        import keras
-
+        try:
+            import keras
+        except ImportError:
+            raise RuntimeMissing("Keras or TensorFlow is not installed: load_predictor(runtime='litert') does without "
+                                 "them, or pip install keras tensorflow") from None
         return Keras(keras.saving.load_model(path, compile=False))
     kinds = {".tflite": Litert, ".onnx": Onnx, ".xml": OpenVino}
     if path.suffix not in kinds:

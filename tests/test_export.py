@@ -208,6 +208,10 @@ def without_tensorflow(program, *arguments):
 
 PHOTO = LITE.split("import numpy")[0] + """
 import fag_utils
+try:
+    fag_utils.load_predictor()
+except fag_utils.runtimes.RuntimeMissing as missing:
+    assert "litert" in str(missing)
 people = fag_utils.load_predictor(runtime="litert").predict_photo(sys.argv[1])
 print(people.to_json(orient="records"))
 """
