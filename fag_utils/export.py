@@ -504,42 +504,51 @@ class Quantised:
         y = convolve(x, kernel, (1, *layer.strides, 1), layer.padding.upper())
         return tf.nn.bias_add(y, np.asarray(self.biases[layer.name], "float32"))
 
-    def _apply(self, layer, inputs, limits=None):
+    def _apply(self, layer, inputs):
+        y = self._sum(layer, inputs)
+        return self._round(layer, y, self.ranges[layer.name]) if layer.name in self.ranges else y
+
+    def _sum(self, layer, inputs):
+        """What a layer computes before its output is rounded."""
         import tensorflow as tf
 
-        low, high = limits or self.ranges.get(layer.name, (0, 0))
-        name = layer.name
-
-        def rounding(x, part="out"):
-            return tf.quantization.fake_quant_with_min_max_args(x, low, high, name=f"{name}_{part}")
-
-        if name in self.kernels:
-            y = self._linear(layer, inputs[0])
-            return rounding(y) if self._is_rounded(layer) else y
+        if layer.name in self.kernels:
+            return self._linear(layer, inputs[0])
         if _kind(layer) == "PReLU":
-            x = rounding(inputs[0], "in")
-            return rounding(tf.maximum(x, rounding(x * self.slopes[name], "slope")))
+            return inputs[0]
         if _kind(layer) == "Add":
-            return rounding(inputs[0] + inputs[1])
-        if _kind(layer) == "Rescaling":
+            return inputs[0] + inputs[1]
+        if _kind(layer) == "Rescaling":  # RGB - 128 in steps of one
             return tf.quantization.fake_quant_with_min_max_args(inputs[0] * layer.scale, -1.0, 127 / 128)
         if _kind(layer) == "Flatten":
             return tf.reshape(inputs[0], (-1, int(np.prod(inputs[0].shape[1:]))))
         raise ExportError(f"{layer.name}: integers for a {_kind(layer)} are not known here")
 
+    def _round(self, layer, y, limits):
+        import tensorflow as tf
+
+        def rounding(x):
+            return tf.quantization.fake_quant_with_min_max_args(x, *limits)
+
+        if _kind(layer) != "PReLU":
+            return rounding(y)
+        y = rounding(y)
+        return rounding(tf.maximum(y, rounding(y * self.slopes[layer.name])))
+
     def _best_range(self, layer, inputs, wanted):
         import tensorflow as tf
 
-        y = self._linear(layer, inputs[0]) if layer.name in self.kernels else sum(inputs)
-        some = slice(None, None, max(1, len(y) // 32))
+        y = self._sum(layer, inputs)
         low, high = float(tf.reduce_min(y)), float(tf.reduce_max(y))
+        some = slice(None, None, max(1, len(y) // 32))
+        y, wanted = y[some], wanted[some]
         best = None
         for a in (1.0, 0.85, 0.7, 0.55, 0.4):
             for b in (1.0, 0.9, 0.8, 0.7, 0.6):
                 limits = _whole_steps(min(low * a, -1e-3), max(high * b, 1e-3))
-                error = tf.reduce_mean((self._apply(layer, [x[some] for x in inputs], limits) - wanted[some]) ** 2)
-                if best is None or float(error) < best[0]:
-                    best = float(error), limits
+                error = float(tf.reduce_mean(tf.math.squared_difference(self._round(layer, y, limits), wanted)))
+                if best is None or error < best[0]:
+                    best = error, limits
         return best[1]
 
     def _note(self, layer, exact, rounded):

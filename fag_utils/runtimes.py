@@ -34,8 +34,8 @@ def load(path, threads=None):
         try:
             import keras
         except ImportError:
-            raise RuntimeMissing("Keras or TensorFlow is not installed: load_predictor(runtime='litert') does without "
-                                 "them, or pip install keras tensorflow") from None
+            raise RuntimeMissing("Keras or TensorFlow is not installed: load_predictor(runtime='litert') does "
+                                 "without them, or pip install keras tensorflow") from None
         return Keras(keras.saving.load_model(path, compile=False))
     kinds = {".tflite": Litert, ".onnx": Onnx, ".xml": OpenVino}
     if path.suffix not in kinds:
