@@ -36,17 +36,18 @@ if (task.peer === "human") {
   await faceapi.tf.ready();
   const net = faceapi.nets.ageGenderNet;
   await net.loadFromDisk(path.join(packages, "@vladmandic/face-api/model"));
-  const picture = faceapi.tf.randomUniform([1, 112, 112, 3], 0, 255);
-  run = () => { const out = net.runNet(picture); out.age.dataSync(); out.gender.dataSync(); };
+  const picture = faceapi.tf.randomUniform([112, 112, 3], 0, 255);
+  run = async () => {
+    const out = await net.forward(picture);
+    for (const part of [out.age, out.gender]) { part.dataSync(); part.dispose(); }
+  };
 }
 
-for (let i = 0; i < 3; i++) run();
+for (let i = 0; i < 3; i++) await run();
 const times = [], end = performance.now() + 1000 * task.seconds;
 while (performance.now() < end || times.length < 5) {
   const start = performance.now();
-  tf.engine().startScope();
-  run();
-  tf.engine().endScope();
+  await run();
   times.push(performance.now() - start);
 }
 times.sort((a, b) => a - b);
