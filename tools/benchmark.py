@@ -31,6 +31,7 @@ OURS = [
     ("LiteRT float32", "litert", "float32", {}),
     ("LiteRT float16", "litert", "float16", {}),
     ("LiteRT int8", "litert", "int8", {}),
+    ("LiteRT int8, by itself", "litert", "alone", {}),  # its converter's own: see export.py beside this file
     ("ONNX Runtime float32", "onnx", "float32", {}),
     ("ONNX Runtime int8", "onnx", "int8", {}),
     ("OpenVINO float32", "openvino", "float32", {}),
