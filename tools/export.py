@@ -42,7 +42,8 @@ def main(data, names):
         found = export.compare(told.answers(told.probabilities(crops)), right, held["age"], held["male"])
         print(f"{alone.name}, LiteRT's converter by itself: MAE {found['mae']:.3f}", flush=True)
         fits = "int8" in found.pop("fits")
-        print(f"{alone.name}, by LiteRT alone: MAE {found['mae']:.3f}", flush=True)
+        size = alone.stat().st_size
+        rows.append({"weights": name, "format": "litert", "precision": "alone", "bytes": size, **found,
                      "pictures": len(crops), "fits": fits})
         for form, precisions in export.PRECISIONS.items():
             for precision in precisions:
