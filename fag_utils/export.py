@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import io
 import json
+import logging
 import shutil
 import subprocess
 import tarfile
@@ -306,9 +307,14 @@ def _import(module, package):
 
 @contextlib.contextmanager
 def _silence():
-    """Converters tell a lot, on every channel."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), runtimes.quiet():
-        yield
+    """Converters tell a lot, on every channel: print, log and C++."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), runtimes.quiet():
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _save_frozen(tf, call, spec, folder):
@@ -328,6 +334,7 @@ def _save_frozen(tf, call, spec, folder):
 
 def _by_nncf(graph, entry, pictures):
     nncf = _import("nncf", "nncf")
+    _import("rich", "rich").get_console().is_jupyter = False  # else NNCF draws its progress into the notebook
     data = nncf.Dataset([picture[None].astype("float32") for picture in np.asarray(pictures)], lambda x: {entry: x})
     with _silence():
         return nncf.quantize(graph, data, preset=nncf.QuantizationPreset.MIXED, subset_size=len(pictures))
