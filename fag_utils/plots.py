@@ -540,3 +540,31 @@ def ablation(table, figures=("mae", "gender_accuracy"), names=("mean absolute er
         ax.set_yticklabels(variants)
     figure.tight_layout()
     return figure
+
+
+@_styled
+def speed(table):
+    """Error against time, a dot a model; its area is the size of its file.
+
+    table : DataFrame with model, network_ms, network_p10, network_p90 (milliseconds a picture), mae (years), file_kb
+    -> Figure
+    """
+    import matplotlib.pyplot as plt
+
+    table = table.dropna(subset=["mae", "network_ms"]).sort_values("network_ms")
+    figure, ax = plt.subplots(figsize=(9, 4.5))
+    own = table["peer"].isna() if "peer" in table else np.ones(len(table), bool)
+    spread = np.abs(table[["network_p10", "network_p90"]].to_numpy() - table[["network_ms"]].to_numpy()).T
+    ax.errorbar(table["network_ms"], table["mae"], xerr=spread, fmt="none", color=GREY, linewidth=1, zorder=2)
+    ax.scatter(table["network_ms"], table["mae"], s=table["file_kb"] / 12, alpha=0.7, zorder=3,
+               color=np.where(own, BLUE, ORANGE))
+    for number, (name, x, y) in enumerate(table[["model", "network_ms", "mae"]].to_numpy(), start=1):
+        ax.annotate(str(number), (x, y), xytext=(0, 12 + 11 * (number % 3)), textcoords="offset points", ha="center",
+                    fontsize=9, arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6})
+        ax.plot([], [], " ", label=f"{number}  {name}")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), handlelength=0, frameon=False)
+    ax.set_xscale("log")
+    ax.margins(0.15, 0.3)
+    ax.set(xlabel="one picture, one thread (milliseconds, logarithmic)", ylabel="mean absolute error (years)")
+    figure.tight_layout()
+    return figure

@@ -4,16 +4,18 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from fag_utils import faces, labels
+from fag_utils import faces, labels, runtimes
 
-WEIGHTS = Path(__file__).parent / "weights"
+if TYPE_CHECKING:
+    import pandas as pd
+
+WEIGHTS = runtimes.WEIGHTS
 PREDICTIONS = ["age", "age_low", "age_high", "male_probability"]
 LIKELY_OUTSIDE = 0.3  # of these people, chosen on the tuning part: most of those outside are marked
-BATCH = 64
 PHOTOS_AT_ONCE = 16  # photographs whose faces are told in one go
 
 
@@ -23,15 +25,28 @@ def available_weights():
     return {card.stem: json.loads(card.read_text(encoding="utf-8")) for card in cards}
 
 
-def load_predictor(name="mobilefacenet_075_62"):
-    """A `Predictor` with shipped weights. ValueError for a name that `available_weights` doesn't list."""
+def load_predictor(name="mobilefacenet_075_62", runtime="keras", precision="int8", threads=None, folder=None):
+    """A `Predictor` with shipped weights.
+
+    name : of the weights, see `available_weights`
+    runtime : what computes: "keras"; "litert", which needs no TensorFlow; "onnx" (ONNX Runtime) or "openvino"
+    precision : of the file for a runtime other than Keras: "int8" is shipped for litert and onnx
+    threads : how many a prediction may use; None leaves it to the runtime (Keras: always)
+    folder : where other files lie that `export` wrote, named NAME.PRECISION.ENDING
+
+    Raises ValueError for a name that `available_weights` doesn't list or a runtime that there is not,
+    FileNotFoundError for a precision that there is no file of, runtimes.RuntimeMissing (an ImportError).
+    """
     cards = available_weights()
     if name not in cards:
         known = ", ".join(cards) or "none"
         raise ValueError(f"there are no weights named {name!r}; shipped are: {known}")
-    import keras
-
-    return Predictor(keras.saving.load_model(WEIGHTS / f"{name}.keras", compile=False), cards[name])
+    if runtime == "keras":
+        return Predictor(runtimes.load(WEIGHTS / f"{name}.keras").model, cards[name])
+    if runtime not in runtimes.FILES:
+        raise ValueError(f"runtime must be 'keras' or one of {sorted(runtimes.FILES)}, got {runtime!r}")
+    path = Path(folder or WEIGHTS) / f"{name}.{precision}.{runtimes.FILES[runtime][0]}"
+    return Predictor(runtimes.load(path, threads), cards[name])
 
 
 def save_weights(model, name, card, folder=WEIGHTS):
@@ -74,7 +89,7 @@ class Look:
     """
 
     picture: np.ndarray
-    faces: pd.DataFrame
+    faces: "pd.DataFrame"
     crops: np.ndarray
     notes: list
 
@@ -83,7 +98,7 @@ class Predictor:
     """An age and gender network with all that belongs to its use: the crop, the mirror, the calibration.
 
     model : Keras model, (n, size, size, 3) RGB 0..255 -> {"age": (n, 48), "gender": (n, 2)}, and where it knows
-        other ages too "outside": (n, 2), see `models.narrow`
+        other ages too "outside": (n, 2), see `models.narrow`; or such a network in another runtime: `runtimes.load`
     card : its model card; "calibration" holds the temperatures fitted on pictures it did not learn from
     mirror : average the probabilities with those of the mirror image (twice the time, a little better)
     """
@@ -92,7 +107,8 @@ class Predictor:
         self.model = model
         self.card = card or {}
         self.mirror = mirror
-        self.size = model.input_shape[1]
+        self.network = runtimes.wrap(model)
+        self.size = self.network.size
 
     def probabilities(self, crops):
         """Calibrated outputs of the model for crops of one face each (see predict_crops): dict of arrays."""
@@ -101,27 +117,12 @@ class Predictor:
         return self._probabilities(np.array(ready, "uint8").reshape(-1, self.size, self.size, 3))
 
     def _probabilities(self, pictures):
-        import tensorflow as tf
-
-        outputs = {head: [np.zeros((0, self.model.output[head].shape[1]))] for head in self.model.output}
-        for start in range(0, len(pictures), BATCH):
-            batch = tf.cast(pictures[start : start + BATCH], tf.float32)
-            seen = [self._run(batch)] + ([self._run(batch[:, :, ::-1])] if self.mirror else [])
-            for head in outputs:
-                outputs[head].append(np.mean([view[head].numpy() for view in seen], axis=0))
+        seen = [self.network(pictures)] + ([self.network(pictures[:, :, ::-1])] if self.mirror else [])
+        told = {head: np.mean([view[head] for view in seen], axis=0) for head in self.network.heads}
         calibration = self.card.get("calibration", {})
-        told = {head: np.concatenate(parts) for head, parts in outputs.items()}
         told["gender"] = labels.temper(told["gender"], calibration.get("gender_temperature", 1.0))
         age, outside = labels.temper_ages(told["age"], told.get("outside"), calibration.get("age_temperature", 1.0))
         return told | {"age": age} | ({} if outside is None else {"outside": outside})
-
-    def _run(self, batch):
-        if not hasattr(self, "_function"):
-            import tensorflow as tf
-
-            spec = tf.TensorSpec((None, self.size, self.size, 3), tf.float32)
-            self._function = tf.function(lambda x: self.model(x, training=False), input_signature=[spec])
-        return self._function(batch)
 
     def predict_crops(self, crops):
         """Age and gender of pictures that show one face each, filling the frame as in UTKFace.
@@ -149,16 +150,22 @@ class Predictor:
         sharpen = calibration.get("decoding_temperature", 1.0) / calibration.get("age_temperature", 1.0)
         return labels.expected_age(labels.temper(probabilities, sharpen))
 
-    def table(self, probabilities, share=0.8):
-        """The DataFrame of `predict_crops` from `probabilities`, with intervals that hold this share of them."""
+    def answers(self, probabilities, share=0.8):
+        """What `predict_crops` tells, as a dict of arrays: without pandas, which takes 40 MB of memory."""
         age, outside = probabilities["age"], probabilities.get("outside")
         low, high = labels.age_interval(age, share, outside)
         told = self.ages(age)  # of somebody who seems to be 12 it lies above the interval: they end at the same place
-        return pd.DataFrame({
+        return {
             "age": told, "age_low": np.minimum(low, told), "age_high": np.maximum(high, told),
             "male_probability": probabilities["gender"][:, labels.MALE],
             "may_be_outside": may_be_outside(*labels.age_interval(age), outside),
-        })
+        }
+
+    def table(self, probabilities, share=0.8):
+        """The DataFrame of `predict_crops` from `probabilities`, with intervals that hold this share of them."""
+        import pandas as pd
+
+        return pd.DataFrame(self.answers(probabilities, share))
 
     def predict_photo(self, photo, min_score=0.5):
         """Find the faces of a photograph and tell age and gender of each.
@@ -203,6 +210,8 @@ class Predictor:
 
     def people(self, look, probabilities, share=0.8):
         """The DataFrame of `predict_photo` from a Look and its probabilities, with intervals that hold this share."""
+        import pandas as pd
+
         people = pd.concat([self.table(probabilities, share), look.faces[faces.BOX_COLUMNS]], axis=1)
         people.attrs = {"notes": look.notes}
         return people
@@ -228,6 +237,7 @@ def predict_folder(folder, csv=None, predictor=None, min_score=0.5, progress=Tru
 
     Raises FileNotFoundError where there is no such folder.
     """
+    import pandas as pd
     from tqdm.auto import tqdm
 
     folder = Path(folder)
@@ -259,6 +269,8 @@ def _columns(rows):
 
 def _predict_files(paths, folder, predictor, min_score, bar):
     """A table for each of these files, in their order."""
+    import pandas as pd
+
     looks, reasons = {}, {}
     for path in paths:
         try:
@@ -281,6 +293,8 @@ def _predict_files(paths, folder, predictor, min_score, bar):
 
 
 def _rows(people, name):
+    import pandas as pd
+
     notes = " ".join(people.attrs.get("notes", []))
     if not len(people):
         return pd.DataFrame([{"file": name, "reason": "no face", "note": notes}])

@@ -22,7 +22,7 @@ import requirements  # noqa: E402
 import sync  # noqa: E402
 
 CHAPTERS = ["00_start_here", "01_cleaning", "02_building_mobilefacenet", "03_gender_pretraining",
-            "04_balanced_multitask_training", "09_evaluation", "10_photo_demo", "A1_classroom_faces"]
+            "04_balanced_multitask_training", "09_evaluation", "10_photo_demo", "11_on_a_phone", "A1_classroom_faces"]
 # A path that is true on one machine only: a home, a temporary folder, where packages lie, a drive.
 MACHINE_PATH = re.compile(
     r"(?<![\w.:/])/(?:home|root|Users|tmp|work|content|opt|mnt|var|usr)/|\b[A-Z]:\\\\?\w|site-packages")
@@ -119,8 +119,8 @@ def test_shows_no_path_of_a_machine(notebook):
 
 
 def test_imports_only_what_is_declared(notebook):
-    """Standard library, the package, what it needs, and what the extra `course` adds."""
-    allowed = {"fag_utils", *sys.stdlib_module_names, *declared("base", "course")}
+    """Standard library, the package, what it needs, and what the extras `course` and `lite` add."""
+    allowed = {"fag_utils", *sys.stdlib_module_names, *declared("base", "course", "lite")}
     for cell in code(notebook):
         python = [line for line in cell.source.splitlines() if not line.lstrip().startswith(("%", "!"))]
         assert set(imported(ast.parse("\n".join(python)))) <= allowed
@@ -136,7 +136,7 @@ def imported(tree):
 
 
 def needs():
-    """The requirements of pyproject.toml, parsed: {"base": [...], "course": [...], "test": [...]}."""
+    """The requirements of pyproject.toml, parsed: {"base": [...], "course": [...], ..., "test": [...]}."""
     lists = requirements.requirements((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     return {group: [Requirement(line) for line in lines] for group, lines in lists.items()}
 
@@ -146,7 +146,7 @@ def declared(*groups):
     packages = {need.name for group in groups for need in needs()[group]}
     other_name = {"scikit-learn": "sklearn", "scikit-image": "skimage", "opencv-python-headless": "cv2",
                   "pillow": "PIL", "pillow-heif": "pillow_heif", "pyyaml": "yaml", "setuptools": "pkg_resources",
-                  "ipykernel": "IPython"}
+                  "ipykernel": "IPython", "ai-edge-litert": "ai_edge_litert"}
     modules = {other_name.get(package, package) for package in packages}
     return modules | {"cycler" for module in modules if module == "matplotlib"}  # a part of its interface
 

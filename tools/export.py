@@ -1,0 +1,96 @@
+"""Write the shipped networks for LiteRT, ONNX and OpenVINO, and compare each with Keras on the validation fold.
+
+    python tools/export.py FOLDER [NAME]     FOLDER holds the data sets: UTKFace is needed
+
+The int8 files of LiteRT and ONNX go to fag_utils/weights/, beside the weights, the others to build/export/. What was
+measured goes to data/results/11_export.csv; a file outside the limits of `export.LIMITS` ends this with an error.
+"""
+
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from fag_utils import course, datasets, evaluation, export, faces, predictor, runtimes
+
+ROOT = Path(__file__).resolve().parent.parent
+OUT = ROOT / "build" / "export"
+FORMATS = {"litert": export.to_litert, "onnx": export.to_onnx, "openvino": export.to_openvino}
+SUFFIX = {"litert": "tflite", "onnx": "onnx", "openvino": "xml"}
+SHIPPED = [("litert", "int8"), ("onnx", "int8")]
+
+
+def main(data, names):
+    if not data or not Path(data).is_dir():
+        sys.exit("make export DATA=folder: name the folder that holds the data sets (see data/README.md)")
+    course.quiet()
+    OUT.mkdir(parents=True, exist_ok=True)
+    table = datasets.read("utkface", Path(data) / "utkface")
+    held = evaluation.held_out(table)
+    export.detector(predictor.WEIGHTS)
+    rows = []
+    for name in names or predictor.available_weights():
+        exact = predictor.load_predictor(name)
+        pictures = export.calibration_pictures(table, exact.size)
+        crops = [faces.crop_framed(faces.read_picture(path), size=exact.size) for path in held["path"]]
+        right = exact.answers(exact.probabilities(crops))
+        alone = by_litert_alone(exact.model, OUT / f"{name}.alone.tflite", pictures)
+        told = predictor.Predictor(runtimes.load(alone), exact.card)
+        found = export.compare(told.answers(told.probabilities(crops)), right, held["age"], held["male"])
+        print(f"{alone.name}, LiteRT's converter by itself: MAE {found['mae']:.3f}", flush=True)
+        fits = "int8" in found.pop("fits")
+        size = alone.stat().st_size
+        rows.append({"weights": name, "format": "litert", "precision": "alone", "bytes": size, **found,
+                     "pictures": len(crops), "fits": fits})
+        for form, precisions in export.PRECISIONS.items():
+            for precision in precisions:
+                start = time.perf_counter()
+                folder = predictor.WEIGHTS if (form, precision) in SHIPPED else OUT
+                path = FORMATS[form](exact.model, folder / f"{name}.{precision}.{SUFFIX[form]}", precision,
+                                     pictures if precision == "int8" else None)
+                told = predictor.Predictor(runtimes.load(path), exact.card)
+                found = export.compare(told.answers(told.probabilities(crops)), right, held["age"], held["male"])
+                fits = precision in found.pop("fits")
+                size = sum(file.stat().st_size for file in path.parent.glob(f"{path.stem}.*")
+                           if file.suffix in (path.suffix, ".bin" if form == "openvino" else path.suffix))
+                rows.append({"weights": name, "format": form, "precision": precision, "bytes": size, **found,
+                             "pictures": len(crops), "fits": fits})
+                print(f"{path.name}: {size / 1000:.0f} kB, MAE {found['mae']:.3f} (Keras {found['mae_exact']:.3f}), "
+                      f"gender {found['gender']:.2%} ({found['gender_exact']:.2%}), "
+                      f"{'ok' if fits else 'TOO FAR'}, {time.perf_counter() - start:.0f} s", flush=True)
+    results = ROOT / "data" / "results"
+    pd.DataFrame(rows).to_csv(results / "11_export.csv", index=False, float_format="%.6g")
+    if not all(row["fits"] for row in rows if row["precision"] != "alone"):
+        sys.exit("some files are too far from Keras: see above")
+
+
+def by_litert_alone(model, path, pictures):
+    """The int8 file that LiteRT's converter makes by itself: largest values as ranges, PReLU as it is, integer heads.
+
+    Not for use: what `export.to_litert` does better is measured beside it.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
+
+    plain = export.folded(model)
+    spec = tf.TensorSpec((1, *model.input_shape[1:]), tf.float32, name="picture")
+    frozen = convert_variables_to_constants_v2(
+        tf.function(lambda picture: dict(plain(picture)), autograph=False).get_concrete_function(spec))
+    module = tf.Module()
+    module.serve = tf.function(lambda picture: dict(zip(sorted(model.output), frozen(picture), strict=True)),
+                               autograph=False).get_concrete_function(spec)
+    with tempfile.TemporaryDirectory() as folder, runtimes.quiet():
+        tf.saved_model.save(module, folder, signatures=module.serve)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.representative_dataset = lambda: ([picture[None].astype("float32")] for picture in pictures)
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+        path.write_bytes(converter.convert())
+    return path
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else os.environ.get("FAG_DATA"), sys.argv[2:])
