@@ -457,7 +457,7 @@ def outside_in_words(person):
 def _without_mirror(told):
     """The same network without its mirror image, so that the two answers can be told one by one."""
     alone = predictor.Predictor(told.model, told.card, mirror=False)
-    alone._run = told._run  # compiled once
+    alone.network = told.network  # compiled once
     return alone
 
 
