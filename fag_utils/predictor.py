@@ -57,7 +57,9 @@ def load_predictor(name="mobilefacenet_075_62", runtime="keras", precision="int8
         return runtimes.load(Path(folder or WEIGHTS) / f"{name}.{precision}.{runtimes.FILES[runtime][0]}", threads)
 
     network = load(name)
-    if masks or (masks is None and runtime == "keras"):
+    if masks is None:
+        masks = runtime == "keras" and (WEIGHTS / f"{MASK_DETECTOR}.keras").is_file()
+    if masks:
         other = f"{name}_masked"
         covered = (lambda: Predictor(load(other), cards[other])) if other in cards else None
         masks = Masks(lambda: load(MASK_DETECTOR), covered)
@@ -77,6 +79,33 @@ def save_weights(model, name, card, folder=WEIGHTS):
     text = json.dumps({"name": name, **card}, indent=2, ensure_ascii=False)
     (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     return folder / f"{name}.keras"
+
+
+def model_card(model, people, **said):
+    """A model card, for `save_weights`: the same facts for every network of age and gender, and what is `said` of it.
+
+    model : the network; people : `evaluation.predict_set`'s table of it on UTKFace's validation fold
+    said : what, learned_from, calibration, training, validation, and whatever else there is to say
+    """
+    from fag_utils import datasets, evaluation, models
+
+    def rounded(table):
+        return evaluation.plain(table.round(4).to_dict("records"))
+
+    height, width = model.input_shape[1:3]
+    facts = {
+        "input": f"RGB, 0..255, (n, {height}, {width}, 3), cut as a UTKFace picture is (fag_utils.faces)",
+        "output": "age: probabilities of 18..65; gender: probabilities of female, male",
+        "parameters": model.count_params(), "multiply_adds": models.count(model)["multiply_adds"],
+        "learned_from": None,  # these stand here to keep the order
+        "licence": "non-commercial research, as UTKFace and CelebA demand",
+        "not_for": "decisions about people; identity; anyone under 18 or over 65; medical or legal age",
+        "calibration": None, "training": None, "validation": None,
+        "by_ethnicity": rounded(evaluation.by(people.assign(race=people["path"].map(datasets.utkface.race)), "race")),
+        "by_gender": rounded(evaluation.by(people, "male")),
+        "near_65": "65 is the oldest class: an answer of 60 or more may be someone older",
+    }
+    return {"what": said.pop("what"), **facts, **said}
 
 
 def may_be_outside(age_low, age_high, outside=None):
