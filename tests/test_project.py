@@ -371,7 +371,7 @@ def test_full_run_skips_what_is_complete_and_goes_on_after_a_failure(small, tmp_
     assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
     assert full()[1] == []
     write(small, "03_pre", f"open({str(log)!r}, 'a').write('03 again ')")
-    assert full()[1] == ["03", "again", "04", "09", "11"], "what uses a changed notebook's results runs again"
+    assert full()[1] == ["03", "again", "04", "05", "09", "11"], "what uses a changed notebook's results runs again"
 
 
 def test_full_run_without_data_says_what_to_do():
