@@ -68,6 +68,7 @@ full: $(READY)
 
 export: $(READY)
 	@$(BIN)/python -W ignore tools/export.py "$(DATA)"
+	@$(BIN)/python -W ignore tools/export.py "$(DATA)" masks
 
 benchmark: $(READY)
 	@$(BIN)/python -W ignore tools/benchmark.py --keep

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from fag_utils import labels, occlusion
+from fag_utils import faces, labels, occlusion
 from fag_utils.cleaning import CROP_MARGIN, CROP_SIZE
 
 REGIONS = ("asian", "western")
@@ -126,12 +126,15 @@ def mixed(first, second):
 # --- Pictures --------------------------------------------------------------------------------
 
 
-def load_crops(paths, size):
+def load_crops(paths, size, eyes=None):
     """Stored crops in memory: (n, s, s, 3) uint8 RGB, of the side s at which augmentation samples them.
 
     s leaves 1.3 pixels for each pixel of a network of side `size`, so that turning and scaling
-    lose nothing.
+    lose nothing. For a network that sees the region of the `eyes` alone (see `see`) `size` is the width.
     """
+    if eyes:
+        left, _, right, _ = faces.eye_region(eyes)
+        size /= right - left
     side = min(round(size * 1.3 * CROP_MARGIN), CROP_SIZE)
 
     def read(path):
@@ -168,13 +171,14 @@ NO_AUGMENTATION = Augmentation(False, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 REFERENCE_AUGMENTATION = Augmentation(True, 45, 0, 0, 0.2, 0.5, 0.4, 0, 0, 0)
 
 
-def see(crops, size, augmentation, seed, points=None):
+def see(crops, size, augmentation, seed, points=None, eyes=None):
     """What the network sees: stored crops (n, s, s, 3) uint8 -> (n, size, size, 3) float32, 0..255.
 
     All pictures of a batch are turned, scaled, shifted and mirrored in one sampling of the stored crop,
     then their light, colour and sharpness vary. `seed` is a pair of integers: the same gives the same.
     Face masks are drawn in between, onto the face as it then lies; `points`, of `faces.crop_landmarks`, (n, 5, 2),
-    make them fit better. `masked` tells who wears one.
+    make them fit better. `masked` tells who wears one. With `eyes`, a key of `faces.EYES`, the network sees no more
+    than the region of the eyes, `size` pixels wide: (n, height, size, 3), of the same turned and shifted face.
     """
     seeds = tf.unstack(tf.random.split(seed, 12))
     n = tf.shape(crops)[0]
@@ -184,6 +188,12 @@ def see(crops, size, augmentation, seed, points=None):
 
     a = augmentation
     stored = crops.shape[1]
+    shape, start = [size, size], (0.0, 0.0)
+    if eyes:
+        left, top, right, _ = faces.eye_region(eyes)
+        shape = list(faces.eye_shape(eyes, size))
+        size = size / (right - left)  # what the whole face would have
+        start = left * size, top * size
     step = stored / CROP_MARGIN / size  # stored pixels from one output pixel to the next
     turn = uniform(0, -a.turn, a.turn) * np.pi / 180
     zoom = step * tf.exp(uniform(1, -a.scale, a.scale))
@@ -191,13 +201,14 @@ def see(crops, size, augmentation, seed, points=None):
     shift = uniform(3, -a.shift, a.shift, (2,)) * stored / CROP_MARGIN
     cos, sin = zoom * tf.cos(turn), zoom * tf.sin(turn)
     middle_in, middle_out = (stored - 1) / 2, (size - 1) / 2
-    x0 = middle_in + shift[:, 0] - (mirror * cos - sin) * middle_out
-    y0 = middle_in + shift[:, 1] - (mirror * sin + cos) * middle_out
+    from_x, from_y = (first - middle_out for first in start)
+    x0 = middle_in + shift[:, 0] + mirror * cos * from_x - sin * from_y
+    y0 = middle_in + shift[:, 1] + mirror * sin * from_x + cos * from_y
     zero = tf.zeros_like(x0)
     x = tf.raw_ops.ImageProjectiveTransformV3(
         images=tf.cast(crops, tf.float32),
         transforms=tf.stack([mirror * cos, -sin, x0, mirror * sin, cos, y0, zero, zero], axis=1),
-        output_shape=[size, size], interpolation="BILINEAR", fill_mode="NEAREST", fill_value=0.0,
+        output_shape=shape, interpolation="BILINEAR", fill_mode="NEAREST", fill_value=0.0,
     )
     if a.mask:
         pixel = CROP_MARGIN / stored
@@ -211,7 +222,7 @@ def see(crops, size, augmentation, seed, points=None):
     def each(value):
         return value[:, None, None, None]
 
-    blurred = tf.image.resize(tf.nn.avg_pool2d(x, 2, 2, "SAME"), (size, size))
+    blurred = tf.image.resize(tf.nn.avg_pool2d(x, 2, 2, "SAME"), shape)
     x = tf.where(each(uniform(4, 0.0, 1.0) < a.blur), blurred, x)
     grey = tf.reduce_sum(x * [0.299, 0.587, 0.114], axis=-1, keepdims=True)
     keep = tf.where(uniform(5, 0.0, 1.0) < a.grey, 0.0, 1 + uniform(6, -a.saturation, a.saturation))
@@ -219,7 +230,7 @@ def see(crops, size, augmentation, seed, points=None):
     mean = tf.reduce_mean(x, axis=(1, 2, 3), keepdims=True)
     light = each(1 + uniform(7, -a.brightness, a.brightness))
     x = mean * light + (x - mean) * each(1 + uniform(8, -a.contrast, a.contrast))
-    x = _erase(x, uniform(9, 0.0, 1.0) < a.erase, uniform(10, 0.0, 1.0, (4,)), size)
+    x = _erase(x, uniform(9, 0.0, 1.0) < a.erase, uniform(10, 0.0, 1.0, (4,)), shape)
     return tf.clip_by_value(x, 0.0, 255.0)
 
 
@@ -232,13 +243,15 @@ def masked(n, augmentation, seed):
     return occlusion.worn(n, augmentation.mask, _mask_seed(seed))
 
 
-def _erase(x, chosen, place, size):
-    """Random erasing (Zhong et al. 2017): a grey rectangle, a sixth to two fifths of the side."""
-    height, width = (size * (0.17 + 0.23 * place[:, i]) for i in (0, 1))
-    top, left = place[:, 2] * (size - height), place[:, 3] * (size - width)
-    line = tf.range(size, dtype=tf.float32)[None]
-    rows = (line >= top[:, None]) & (line < (top + height)[:, None])
-    columns = (line >= left[:, None]) & (line < (left + width)[:, None])
+def _erase(x, chosen, place, shape):
+    """Random erasing (Zhong et al. 2017): a grey rectangle, a sixth to two fifths of each side."""
+    lines = []
+    for i, side in enumerate(shape):
+        length = side * (0.17 + 0.23 * place[:, i])
+        first = place[:, 2 + i] * (side - length)
+        line = tf.range(side, dtype=tf.float32)[None]
+        lines.append((line >= first[:, None]) & (line < (first + length)[:, None]))
+    rows, columns = lines
     hidden = rows[:, :, None, None] & columns[:, None, :, None] & chosen[:, None, None, None]
     return tf.where(hidden, 127.0, x)
 
@@ -258,7 +271,7 @@ def blend(pictures, share, seed):
 
 
 def dataset(crops, table, rows, size, augmentation=NO_AUGMENTATION, seed=0, heads=("age", "gender"),
-            every_age=False, ahead=2, blended=0.0, points=None):
+            every_age=False, ahead=2, blended=0.0, points=None, eyes=None):
     """tf.data of (pictures, targets, weights) for the given rows (steps, batch_size) of a table.
 
     crops : (n, s, s, 3) uint8, from `load_crops`, one for each row of the table; array or tensor
@@ -268,8 +281,8 @@ def dataset(crops, table, rows, size, augmentation=NO_AUGMENTATION, seed=0, head
     classes are 0..116, the ages themselves, and all of them count. `ahead` batches are prepared while one is
     learned from; with 0 each is made when asked for, by all cores, and an iterator comes instead of tf.data.
     `blended` is the share of the pictures over which another one is laid: their weights are 0 (see `blend`).
-    `points` are the crops' landmarks, (n, 5, 2), to which masks are fitted (see `see`). A network may also have the
-    head "masked": (batch, 2) one-hot, whether a mask was drawn.
+    `points` are the crops' landmarks, (n, 5, 2), to which masks are fitted, `eyes` is for ocular networks (see
+    `see`). A network may also have the head "masked": (batch, 2) one-hot, whether a mask was drawn.
     """
     age, male = table["age"].to_numpy("float64"), table["male"].to_numpy("float64")
     first, classes = (0, labels.N_EVERY_AGE) if every_age else (labels.MIN_AGE, labels.N_AGES)
@@ -285,7 +298,7 @@ def dataset(crops, table, rows, size, augmentation=NO_AUGMENTATION, seed=0, head
     def batch(number, index):
         now = tf.stack([seed, number])
         pictures = see(tf.gather(crops, index), size, augmentation, now,
-                       None if points is None else tf.gather(points, index))
+                       None if points is None else tf.gather(points, index), eyes)
         labels_, sure = ({head: tf.gather(column[head], index) for head in heads if head in column}
                          for column in (targets, weights))
         if "masked" in heads:
@@ -304,7 +317,7 @@ def dataset(crops, table, rows, size, augmentation=NO_AUGMENTATION, seed=0, head
     return data.map(batch, num_parallel_calls=2).prefetch(ahead)
 
 
-def in_order(crops, size, batch_size=256):
-    """tf.data of all pictures, as they are, in order: for prediction."""
+def in_order(crops, size, batch_size=256, eyes=None):
+    """tf.data of all pictures, as they are, in order: for prediction. size, eyes : as in `see`."""
     data = tf.data.Dataset.from_tensor_slices(crops).batch(batch_size)
-    return data.map(lambda x: see(x, size, NO_AUGMENTATION, tf.constant([0, 0]))).prefetch(2)
+    return data.map(lambda x: see(x, size, NO_AUGMENTATION, tf.constant([0, 0]), None, eyes)).prefetch(2)

@@ -292,9 +292,10 @@ def _asked(model, path, form, precision, pictures):
         raise ValueError(f"precision must be one of {PRECISIONS[form]} for {form}, got {precision!r}")
     if isinstance(model, str):
         model = predictor.load_predictor(model).model
-    size = model.input_shape[1]
-    if precision == "int8" and (pictures is None or np.shape(pictures)[1:] != (size, size, 3) or not len(pictures)):
-        raise ValueError(f"int8 needs pictures (n, {size}, {size}, 3) to measure on: see calibration_pictures")
+    shape = tuple(model.input_shape[1:])
+    if precision == "int8" and (pictures is None or np.shape(pictures)[1:] != shape or not len(pictures)):
+        needed = "(n, " + ", ".join(map(str, shape)) + ")"
+        raise ValueError(f"int8 needs pictures {needed} to measure on: see calibration_pictures")
     return model, Path(path)
 
 

@@ -410,7 +410,7 @@ class FastEngine:
         total, measures = 0.0, {}
         for head, logits in outputs.items():
             target, weight = (torch.from_numpy(np.array(part[head])) for part in (targets, weights))
-            if head == "gender":
+            if head in ("gender", "masked"):
                 target = target.float()
                 smoothing = self.recipe.gender_smoothing
                 loss = F.cross_entropy(logits, target * (1 - smoothing) + smoothing / 2, reduction="none")

@@ -17,24 +17,7 @@ from fag_utils import faces
 
 # --- The region of the eyes
 
-# left, top, right, bottom in the frame. "left" is left as seen, as in `faces.LANDMARKS`.
-EYES = {
-    "both": (0.10, 0.12, 0.885, 0.44),
-    "left": (0.14, 0.13, 0.46, 0.45),
-    "right": (0.525, 0.13, 0.845, 0.45),
-}
-
-
-def eye_shape(eyes="both", size=62):
-    """(height, width) in pixels of an ocular crop of this width: one eye's is square, both eyes' is flat."""
-    left, top, right, bottom = _eyes(eyes)
-    return round(size * (bottom - top) / (right - left)), size
-
-
-def _eyes(eyes):
-    if eyes not in EYES:
-        raise ValueError(f"eyes must be one of {sorted(EYES)}, got {eyes!r}")
-    return EYES[eyes]
+EYES, eye_shape = faces.EYES, faces.eye_shape
 
 
 def ocular(crops, eyes="both", size=62, margin=1.0):
@@ -45,7 +28,7 @@ def ocular(crops, eyes="both", size=62, margin=1.0):
     size : the width in pixels
     margin : that of the crops (see `faces.crop_face`): a stored crop has `cleaning.CROP_MARGIN`
     """
-    left, top, right, bottom = ((edge - 0.5) / margin + 0.5 for edge in _eyes(eyes))
+    left, top, right, bottom = ((edge - 0.5) / margin + 0.5 for edge in faces.eye_region(eyes))
     height, width = eye_shape(eyes, size)
     crops = tf.cast(crops, tf.float32)
     side = crops.shape[1]
@@ -69,11 +52,7 @@ def ocular_crop(picture, face, eyes="both", size=62):
     picture : array (height, width, 3) of uint8 RGB; face : a row of `faces.detect`. The crop is laid by the eyes
     alone: under a mask the other landmarks are guesses.
     """
-    left, _, right, _ = _eyes(eyes)
-    margin = 1.2  # room for the sampling at the border
-    side = int(np.ceil(2 * size * margin / (right - left)))
-    crop = faces.crop_face(picture, face, side, margin, eyes_only=True)
-    return np.asarray(tf.cast(tf.round(ocular(crop[None], eyes, size, margin)), tf.uint8))[0]
+    return faces.crop_eyes(picture, faces.points_of(face), eyes, size, eyes_only=True)
 
 
 # --- What masks there are

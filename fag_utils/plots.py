@@ -517,6 +517,34 @@ def bars_with_intervals(
 
 
 @_styled
+def occlusion_map(table, face=None):
+    """What a grey square over each part of the face costs: a map of years and one of percentage points. -> Figure
+
+    table : of `evaluation.occlusion_map`; face : (h, w, 3) of 0..255 to lay the maps on, or None
+    """
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(8.4, 3.8), layout="constrained")
+    names = {"cost_years": "age: years worse", "cost_points": "gender: percentage points worse"}
+    for ax, (column, name) in zip(axes, names.items(), strict=True):
+        cost = table.pivot(index="y", columns="x", values=column)
+        if face is not None:
+            ax.imshow(np.asarray(face).mean(axis=-1), cmap="grey", vmin=0, vmax=255, extent=(0, 1, 1, 0))
+        # A cell is where the middles of its squares are: between the middles of the neighbours.
+        reach = [(places[1] - places[0]) / 2 if len(places) > 1 else 0.5 for places in (cost.columns, cost.index)]
+        extent = (cost.columns[0] - reach[0], cost.columns[-1] + reach[0],
+                  cost.index[-1] + reach[1], cost.index[0] - reach[1])
+        shown = ax.imshow(cost, cmap="magma", vmin=0, alpha=1.0 if face is None else 0.65, extent=extent)
+        for (row, column_), value in np.ndenumerate(cost.to_numpy()):
+            ax.text(cost.columns[column_], cost.index[row], f"{value:.1f}", ha="center", va="center", fontsize=7,
+                    color="white" if value < 0.7 * max(cost.to_numpy().max(), 1e-9) else DARK)
+        ax.set(xlim=(0, 1), ylim=(1, 0), xlabel="middle of the square (share of the face)", title=name)
+        ax.grid(visible=False)
+        figure.colorbar(shown, ax=ax, shrink=0.85)
+    return figure
+
+
+@_styled
 def ablation(table, figures=("mae", "gender_accuracy"), names=("mean absolute error (years)", "gender accuracy (%)")):
     """A recipe and what is left when an ingredient is taken away: a row a variant, a dot a seed, a bar their mean.
 

@@ -1,5 +1,6 @@
 """A photograph in, people out: the shipped networks, ready to use without a network connection."""
 
+import functools
 import json
 import os
 from dataclasses import dataclass
@@ -17,15 +18,18 @@ WEIGHTS = runtimes.WEIGHTS
 PREDICTIONS = ["age", "age_low", "age_high", "male_probability"]
 LIKELY_OUTSIDE = 0.3  # of these people, chosen on the tuning part: most of those outside are marked
 PHOTOS_AT_ONCE = 16  # photographs whose faces are told in one go
+MASK_DETECTOR = "mask_detector"
+MASKED = 0.5  # from this probability of a mask on, the network for masked faces answers
 
 
 def available_weights():
-    """The networks that are shipped: dict of name -> model card (dict)."""
-    cards = sorted(WEIGHTS.glob("*.json"))
+    """The networks for age and gender that are shipped: dict of name -> model card (dict)."""
+    cards = sorted(card for card in WEIGHTS.glob("*.json") if card.stem != MASK_DETECTOR)
     return {card.stem: json.loads(card.read_text(encoding="utf-8")) for card in cards}
 
 
-def load_predictor(name="mobilefacenet_075_62", runtime="keras", precision="int8", threads=None, folder=None):
+def load_predictor(name="mobilefacenet_075_62", runtime="keras", precision="int8", threads=None, folder=None,
+                   masks=None):
     """A `Predictor` with shipped weights.
 
     name : of the weights, see `available_weights`
@@ -33,6 +37,9 @@ def load_predictor(name="mobilefacenet_075_62", runtime="keras", precision="int8
     precision : of the file for a runtime other than Keras: "int8" is shipped for litert and onnx
     threads : how many a prediction may use; None leaves it to the runtime (Keras: always)
     folder : where other files lie that `export` wrote, named NAME.PRECISION.ENDING
+    masks : whether photographs are looked at for face masks: then `predict_photo` says who wears one, and where
+        there are weights named NAME_masked, these answer for them. None: with Keras yes, with another runtime no,
+        to spare the memory; on request litert has the files for it.
 
     Raises ValueError for a name that `available_weights` doesn't list or a runtime that there is not,
     FileNotFoundError for a precision that there is no file of, runtimes.RuntimeMissing (an ImportError).
@@ -41,12 +48,23 @@ def load_predictor(name="mobilefacenet_075_62", runtime="keras", precision="int8
     if name not in cards:
         known = ", ".join(cards) or "none"
         raise ValueError(f"there are no weights named {name!r}; shipped are: {known}")
-    if runtime == "keras":
-        return Predictor(runtimes.load(WEIGHTS / f"{name}.keras").model, cards[name])
-    if runtime not in runtimes.FILES:
+    if runtime != "keras" and runtime not in runtimes.FILES:
         raise ValueError(f"runtime must be 'keras' or one of {sorted(runtimes.FILES)}, got {runtime!r}")
-    path = Path(folder or WEIGHTS) / f"{name}.{precision}.{runtimes.FILES[runtime][0]}"
-    return Predictor(runtimes.load(path, threads), cards[name])
+
+    def load(name):
+        if runtime == "keras":
+            return runtimes.load(WEIGHTS / f"{name}.keras")
+        return runtimes.load(Path(folder or WEIGHTS) / f"{name}.{precision}.{runtimes.FILES[runtime][0]}", threads)
+
+    network = load(name)
+    if masks is None:
+        masks = runtime == "keras" and (WEIGHTS / f"{MASK_DETECTOR}.keras").is_file()
+    if masks:
+        other = f"{name}_masked"
+        covered = (lambda: Predictor(load(other), cards[other])) if other in cards else None
+        masks = Masks(lambda: load(MASK_DETECTOR), covered)
+    model = network.model if runtime == "keras" else network
+    return Predictor(model, cards[name], masks=masks or None)
 
 
 def save_weights(model, name, card, folder=WEIGHTS):
@@ -61,6 +79,33 @@ def save_weights(model, name, card, folder=WEIGHTS):
     text = json.dumps({"name": name, **card}, indent=2, ensure_ascii=False)
     (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     return folder / f"{name}.keras"
+
+
+def model_card(model, people, **said):
+    """A model card, for `save_weights`: the same facts for every network of age and gender, and what is `said` of it.
+
+    model : the network; people : `evaluation.predict_set`'s table of it on UTKFace's validation fold
+    said : what, learned_from, calibration, training, validation, and whatever else there is to say
+    """
+    from fag_utils import datasets, evaluation, models
+
+    def rounded(table):
+        return evaluation.plain(table.round(4).to_dict("records"))
+
+    height, width = model.input_shape[1:3]
+    facts = {
+        "input": f"RGB, 0..255, (n, {height}, {width}, 3), cut as a UTKFace picture is (fag_utils.faces)",
+        "output": "age: probabilities of 18..65; gender: probabilities of female, male",
+        "parameters": model.count_params(), "multiply_adds": models.count(model)["multiply_adds"],
+        "learned_from": None,  # these stand here to keep the order
+        "licence": "non-commercial research, as UTKFace and CelebA demand",
+        "not_for": "decisions about people; identity; anyone under 18 or over 65; medical or legal age",
+        "calibration": None, "training": None, "validation": None,
+        "by_ethnicity": rounded(evaluation.by(people.assign(race=people["path"].map(datasets.utkface.race)), "race")),
+        "by_gender": rounded(evaluation.by(people, "male")),
+        "near_65": "65 is the oldest class: an answer of 60 or more may be someone older",
+    }
+    return {"what": said.pop("what"), **facts, **said}
 
 
 def may_be_outside(age_low, age_high, outside=None):
@@ -84,14 +129,49 @@ class Look:
 
     picture : (height, width, 3) uint8 RGB, upright as far as the file tells
     faces : DataFrame, a row a face, as `faces.detect` returns it
-    crops : (n, size, size, 3) uint8 RGB, what the network will see
+    crops : (n, height, width, 3) uint8 RGB, what the network will see
     notes : list of sentences for people: what is special about this file
+    masked : (n,) probabilities that the face wears a mask, or None: nobody looked
     """
 
     picture: np.ndarray
     faces: "pd.DataFrame"
     crops: np.ndarray
     notes: list
+    masked: np.ndarray | None = None
+
+
+class Masks:
+    """What there is for faces in masks: a network that tells them, and one that answers for them.
+
+    detector : function that loads a network with the head "masked", for crops of whole faces
+    covered : function that loads a `Predictor` for masked faces, or None: then nobody answers in the other's stead
+
+    Both are loaded when a photograph first needs them.
+    """
+
+    def __init__(self, detector, covered=None):
+        self._detector, self._covered = detector, covered
+
+    @functools.cached_property
+    def detector(self):
+        return runtimes.wrap(self._detector())
+
+    @functools.cached_property
+    def covered(self):
+        return self._covered and self._covered()
+
+    def probabilities(self, picture, found):
+        """How sure it is that each of the faces of `faces.detect` wears a mask: (n,) of 0..1."""
+        return self.detector(_cut(picture, found, self.detector.shape))["masked"][:, 1].astype("float64")
+
+
+def _cut(picture, found, shape, eyes=None):
+    """Crops of the faces that `faces.detect` found, of this (height, width): (n, height, width, 3) uint8 RGB."""
+    size, points = shape[1], [faces.points_of(face) for _, face in found.iterrows()]
+    crops = [faces.crop_eyes(picture, at, eyes, size) if eyes else faces.crop_points(picture, at, size)
+             for at in points]
+    return np.array(crops, "uint8").reshape(-1, *shape, 3)
 
 
 class Predictor:
@@ -101,20 +181,32 @@ class Predictor:
         other ages too "outside": (n, 2), see `models.narrow`; or such a network in another runtime: `runtimes.load`
     card : its model card; "calibration" holds the temperatures fitted on pictures it did not learn from
     mirror : average the probabilities with those of the mirror image (twice the time, a little better)
+    masks : a `Masks`, by which `predict_photo` treats people in face masks, or None: as anybody else
+
+    A network whose card names `eyes` sees the region of the eyes alone (see `faces.crop_eyes`); what is given to
+    `predict_crops` is the whole face all the same.
     """
 
-    def __init__(self, model, card=None, mirror=True):
+    def __init__(self, model, card=None, mirror=True, masks=None):
         self.model = model
         self.card = card or {}
-        self.mirror = mirror
+        self.mirror, self.masks = mirror, masks
         self.network = runtimes.wrap(model)
-        self.size = self.network.size
+        self.size, self.eyes = self.network.size, self.card.get("eyes")
 
     def probabilities(self, crops):
         """Calibrated outputs of the model for crops of one face each (see predict_crops): dict of arrays."""
         pictures = [faces.read_picture(crop) for crop in crops]
-        ready = [faces.crop_framed(picture, "utkface", self.size) for picture in pictures]
-        return self._probabilities(np.array(ready, "uint8").reshape(-1, self.size, self.size, 3))
+        return self._probabilities(self.framed(pictures))
+
+    def framed(self, pictures):
+        """What the network sees of pictures that show one face each: (n, height, width, 3) uint8 RGB."""
+        def cut(picture):
+            if not self.eyes:
+                return faces.crop_framed(picture, "utkface", self.size)
+            return faces.crop_eyes(picture, faces.FRAME * picture.shape[1::-1], self.eyes, self.size)
+
+        return np.array([cut(picture) for picture in pictures], "uint8").reshape(-1, *self.network.shape, 3)
 
     def _probabilities(self, pictures):
         seen = [self.network(pictures)] + ([self.network(pictures[:, :, ::-1])] if self.mirror else [])
@@ -154,11 +246,15 @@ class Predictor:
         """What `predict_crops` tells, as a dict of arrays: without pandas, which takes 40 MB of memory."""
         age, outside = probabilities["age"], probabilities.get("outside")
         low, high = labels.age_interval(age, share, outside)
-        told = self.ages(age)  # of somebody who seems to be 12 it lies above the interval: they end at the same place
+        told, masked = self.ages(age), probabilities.get("masked")
+        if masked is not None and (masked >= MASKED).any() and self.masks.covered:
+            told = np.where(masked >= MASKED, self.masks.covered.ages(age), told)
+        more = {} if masked is None else {"masked_probability": masked}
+        # Of somebody who seems to be 12 the age lies above the interval: they end at the same place.
         return {
             "age": told, "age_low": np.minimum(low, told), "age_high": np.maximum(high, told),
             "male_probability": probabilities["gender"][:, labels.MALE],
-            "may_be_outside": may_be_outside(*labels.age_interval(age), outside),
+            "may_be_outside": may_be_outside(*labels.age_interval(age), outside), **more,
         }
 
     def table(self, probabilities, share=0.8):
@@ -174,7 +270,9 @@ class Predictor:
         min_score : faces the detector is less sure of are left out
 
         Returns a DataFrame, a row a face, the largest first: the columns of `predict_crops`, and x, y,
-        width, height of the face's box in pixels and face_score (0..1). No face gives no rows.
+        width, height of the face's box in pixels and face_score (0..1); with `masks` also masked_probability
+        (0..1: how sure it is that a mask covers nose or mouth; from 0.5 on the network for masked faces has
+        answered). No face gives no rows.
         `.attrs["notes"]` is a list of sentences: that the file breaks off, lies on its side, and such.
         Raises faces.PictureError (a ValueError) when the photo can't be read.
         """
@@ -186,19 +284,21 @@ class Predictor:
         found = faces.detect(picture, min_score)
         if found.attrs["turns"]:
             notes.append("The picture lies on its side, or on its head: the faces were turned upright.")
-        return Look(picture, found, self.crops(picture, found), notes)
+        masked = self.masks.probabilities(picture, found) if self.masks else None
+        return Look(picture, found, self.crops(picture, found), notes, masked)
 
     def crops(self, picture, found):
-        """What the network sees of faces that `faces.detect` found: (n, size, size, 3) uint8 RGB."""
-        crops = [faces.crop_face(picture, face, self.size) for _, face in found.iterrows()]
-        return np.array(crops, "uint8").reshape(-1, self.size, self.size, 3)
+        """What the network sees of faces that `faces.detect` found: (n, height, width, 3) uint8 RGB."""
+        return _cut(picture, found, self.network.shape, self.eyes)
 
     def tell(self, looks):
         """The second half, for the faces of many photographs at once: a list with a DataFrame for each Look."""
         looks = list(looks)
         if not looks:
             return []
-        told = self._probabilities(np.concatenate([look.crops for look in looks]))
+        looked = self.masks and all(look.masked is not None for look in looks)
+        masked = np.concatenate([look.masked for look in looks]) if looked else None
+        told = self._told(np.concatenate([look.crops for look in looks]), masked)
         ends = np.cumsum([len(look.crops) for look in looks])[:-1]
         parts = zip(*(np.split(probabilities, ends) for probabilities in told.values()), strict=True)
         answers = [dict(zip(told, part, strict=True)) for part in parts]
@@ -206,7 +306,18 @@ class Predictor:
 
     def probabilities_of(self, look):
         """`probabilities` of the faces of one Look."""
-        return self._probabilities(look.crops)
+        return self._told(look.crops, look.masked if self.masks else None)
+
+    def _told(self, crops, masked):
+        """`_probabilities`, those of masked faces from the network for them, and "masked" beside them."""
+        told = self._probabilities(crops)
+        if masked is None:
+            return told
+        covered = masked >= MASKED
+        if covered.any() and self.masks.covered:
+            for head, answer in self.masks.covered._probabilities(crops[covered]).items():
+                told[head][covered] = answer
+        return told | {"masked": masked}
 
     def people(self, look, probabilities, share=0.8):
         """The DataFrame of `predict_photo` from a Look and its probabilities, with intervals that hold this share."""

@@ -1,6 +1,6 @@
 """What computes a network: Keras, LiteRT, ONNX Runtime or OpenVINO, all called in one way.
 
-A network is called with pictures (n, size, size, 3) uint8 RGB and returns {head: (n, classes) float32}, the bare
+A network is called with pictures (n, height, width, 3) uint8 RGB and returns {head: (n, classes) float32}, the bare
 probabilities. What they mean (mirror image, temperatures, expected age, intervals) is `Predictor`'s matter, the same
 for all. A runtime is imported when it is used: with LiteRT alone, TensorFlow need not be installed.
 """
@@ -56,15 +56,20 @@ def wrap(model):
 class Network:
     """What all runtimes have in common.
 
-    size : side of the pictures in pixels
+    shape : (height, width) of the pictures in pixels
+    size : their width
     heads : {name: number of classes}
     """
 
-    size: int
+    shape: tuple
     heads: dict
 
+    @property
+    def size(self):
+        return self.shape[1]
+
     def __call__(self, pictures):
-        """{head: (n, classes) float32} of pictures (n, size, size, 3) uint8 RGB."""
+        """{head: (n, classes) float32} of pictures (n, height, width, 3) uint8 RGB."""
         pictures = np.asarray(pictures, "float32")
         parts = [self.run(pictures[start : start + BATCH]) for start in range(0, len(pictures), BATCH)]
         return {head: np.concatenate([np.zeros((0, classes), "float32"), *(part[head] for part in parts)])
@@ -78,7 +83,7 @@ class Network:
 class Keras(Network):
     def __init__(self, model):
         self.model = model
-        self.size = model.input_shape[1]
+        self.shape = tuple(model.input_shape[1:3])
         self.heads = {head: output.shape[1] for head, output in model.output.items()}
         self._function = None
 
@@ -86,7 +91,7 @@ class Keras(Network):
         import tensorflow as tf
 
         if self._function is None:
-            spec = tf.TensorSpec((None, self.size, self.size, 3), tf.float32)
+            spec = tf.TensorSpec((None, *self.shape, 3), tf.float32)
             self._function = tf.function(lambda x: self.model(x, training=False), input_signature=[spec])
         return {head: value.numpy() for head, value in self._function(tf.constant(batch)).items()}
 
@@ -105,7 +110,7 @@ class Litert(Network):
         signature = self._interpreter.get_signature_runner()
         (entry,) = signature.get_input_details().values()
         outputs = signature.get_output_details()
-        self.size = int(entry["shape"][1])
+        self.shape = tuple(int(side) for side in entry["shape"][1:3])
         self.heads = {head: int(detail["shape"][1]) for head, detail in sorted(outputs.items())}
         self._entry, self._outputs = entry["index"], {head: outputs[head]["index"] for head in self.heads}
 
@@ -142,10 +147,10 @@ class LitertFloat16(Network):
         ((name, signature),) = self._model.get_signature_list().items()
         details = self._model.get_output_tensor_details(name)
         (entry,) = self._model.get_input_tensor_details(name).values()
-        self.size = int(entry["shape"][1])
+        self.shape = tuple(int(side) for side in entry["shape"][1:3])
         self.heads = {head: int(details[head]["shape"][1]) for head in signature["outputs"]}
         with quiet():  # the rest of what it has to say comes with the first picture
-            self.run(np.zeros((1, self.size, self.size, 3), "float32"))
+            self.run(np.zeros((1, *self.shape, 3), "float32"))
 
     def run(self, batch):
         answers = {head: np.empty((len(batch), classes), "float32") for head, classes in self.heads.items()}
@@ -193,7 +198,7 @@ class Onnx(Network):
         options.intra_op_num_threads, options.log_severity_level = threads or 0, 3
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         (entry,) = self._session.get_inputs()
-        self._entry, self.size = entry.name, entry.shape[1]
+        self._entry, self.shape = entry.name, tuple(entry.shape[1:3])
         self.heads = {output.name: output.shape[1] for output in self._session.get_outputs()}
 
     def run(self, batch):
@@ -209,7 +214,7 @@ class OpenVino(Network):
         core = openvino.Core()
         model = core.read_model(str(path))
         settings = {"PERFORMANCE_HINT": "LATENCY"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
-        self.size = model.input().partial_shape[1].get_length()
+        self.shape = tuple(model.input().partial_shape[axis].get_length() for axis in (1, 2))
         self.heads = {output.get_any_name(): output.partial_shape[1].get_length() for output in model.outputs}
         self._order = [output.get_any_name() for output in model.outputs]
         self._compiled, self._core, self._model, self._settings = {}, core, model, settings
@@ -217,7 +222,7 @@ class OpenVino(Network):
     def request(self, n):
         """A request for n pictures: compiled for this number, which makes it faster."""
         if n not in self._compiled:
-            self._model.reshape([n, self.size, self.size, 3])
+            self._model.reshape([n, *self.shape, 3])
             compiled = self._core.compile_model(self._model, "CPU", self._settings)
             self._compiled = {n: compiled.create_infer_request()}  # one at a time: each takes memory
         return self._compiled[n]

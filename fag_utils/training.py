@@ -16,8 +16,8 @@ import tensorflow as tf
 from keras import ops
 from tqdm.auto import tqdm
 
-from fag_utils import batches, labels
-from fag_utils.models import add_age_branch, gender_classifier, mobilefacenet
+from fag_utils import batches, cleaning, faces, labels, occlusion
+from fag_utils.models import add_age_branch, gender_classifier, mask_classifier, mobilefacenet
 from fag_utils.table import hash_fold
 
 
@@ -98,6 +98,7 @@ class Recipe(NamedTuple):
     every_age: bool = False  # learn all ages 0..116, of which 18..65 are kept (see `models.narrow`)
     teacher_share: float = 0.8  # of the targets, where there is a teacher
     blended: float = 0.5  # with a teacher: share of the pictures over which another one is laid
+    eyes: str | None = None  # see the region of the eyes alone: a key of `faces.EYES`
 
 
 # The reference recipe: Adam at 0.01 without decay, one class an age, pictures turned up to 45 degrees.
@@ -106,6 +107,15 @@ PUBLISHED = Recipe("published", "sparse", "adam", 0.01, False, False, 0.0,
 OURS = Recipe("ours", "distribution", "adamw", 3e-3, True, True, 0.05,
               batches.Augmentation(), "tempered", 32, every_age=True)
 RECIPES = {recipe.name: recipe for recipe in (PUBLISHED, OURS)}
+
+# For covered faces, to go on from a trained network or to begin with its layers: half of the pictures in a mask;
+# and the eyes alone, of which less is left to hide.
+COVERED = OURS._replace(name="covered", learning_rate=1.5e-3, blended=0.3,
+                        augmentation=batches.Augmentation(erase=0.15, mask=0.5))
+OCULAR = OURS._replace(name="ocular", learning_rate=2e-3, blended=0.3, eyes="both",
+                       augmentation=batches.Augmentation(erase=0.15))
+# The mask detector: a grey rectangle over a face is no mask.
+MASKS = OURS._replace(name="masks", balance="shuffled", augmentation=batches.Augmentation(mask=0.5))
 
 
 class FusedBatchNormalization(keras.layers.BatchNormalization):
@@ -182,9 +192,10 @@ def compile_model(model, recipe, steps, steps_per_epoch):
     age_loss = (AgeDistribution() if recipe.age_loss == "distribution"
                 else keras.losses.SparseCategoricalCrossentropy())
     losses = {"age": age_loss,
-              "gender": keras.losses.CategoricalCrossentropy(label_smoothing=recipe.gender_smoothing)}
+              "gender": keras.losses.CategoricalCrossentropy(label_smoothing=recipe.gender_smoothing),
+              "masked": keras.losses.CategoricalCrossentropy(label_smoothing=recipe.gender_smoothing)}
     metrics = {"age": [ExpectedAgeError(name="mae")],
-               "gender": [keras.metrics.CategoricalAccuracy(name="accuracy")]}
+               **{head: [keras.metrics.CategoricalAccuracy(name="accuracy")] for head in ("gender", "masked")}}
     heads = model.output_names
     # XLA is several times slower than TensorFlow's own kernels for these networks on a CPU.
     model.compile(optimizer=optimizer, loss={head: losses[head] for head in heads},
@@ -250,7 +261,7 @@ def _engine(name):
 
 
 def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=None, seed=0,
-        progress=True, on_epoch=None, engine="keras", teacher=None):
+        progress=True, on_epoch=None, engine="keras", teacher=None, points=None):
     """Train a model; interrupted, it goes on from its last finished epoch when called again.
 
     Parameters
@@ -262,6 +273,8 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     on_epoch : function(history DataFrame), called after each epoch, for live curves
     engine : what computes the steps, "keras" or "fast" (see `fast`)
     teacher : `Teacher` that sees the same pictures and gives its answers as targets, or None
+    size : of the pictures in pixels; where the recipe sees the eyes alone, the width
+    points : landmarks of the crops, (n, 5, 2), for recipes that draw masks (see `batches.see`), or None
 
     The model's weights are those of the trained network when this returns.
 
@@ -301,7 +314,8 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     def dataset(rows, number, teacher=None):
         see = {"augmentation": recipe.augmentation, "seed": 1000 * seed + number, "ahead": trainer.ahead,
                "blended": recipe.blended if teacher else 0.0}
-        data = batches.dataset(crops, table, rows, size, **see, heads=model.output_names, every_age=recipe.every_age)
+        data = batches.dataset(crops, table, rows, size, **see, heads=model.output_names, every_age=recipe.every_age,
+                               points=points, eyes=recipe.eyes)
         return data if teacher is None else teacher.taught(data, table, rows, see, recipe)
 
     for epoch in range(len(history), epochs):
@@ -313,7 +327,7 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
                "seconds": seconds, "pictures_per_second": rows.size / seconds}
         if tuning is not None:
             model.set_weights(trainer.averaged_weights())
-            row |= _measure(model, *tuning, size)
+            row |= _measure(model, *tuning, size, recipe.eyes)
         history.append(row)
         _save_state(trainer, folder, state_file, {"settings": settings, "history": history})
         bar.set_postfix({k: f"{v:.3g}" for k, v in row.items() if k in ("loss", "tune_mae", "tune_accuracy")})
@@ -347,16 +361,19 @@ def _save_state(trainer, folder, state_file, state):
 
 def _named(logs):
     """Keras' names of metrics in short: age_mae -> mae, gender_accuracy -> accuracy."""
-    return {key.replace("age_mae", "mae").replace("gender_accuracy", "accuracy"): value
-            for key, value in logs.items()}
+    short = {"age_mae": "mae", "gender_accuracy": "accuracy", "masked_accuracy": "accuracy"}
+    for long, name in short.items():
+        logs = {key.replace(long, name): value for key, value in logs.items()}
+    return logs
 
 
-def _measure(model, crops, table, size):
-    probabilities = predict(model, crops, size)
+def _measure(model, crops, table, size, eyes=None):
+    probabilities = predict(model, crops, size, eyes=eyes)
     result = {}
-    male = table["male"].to_numpy()
-    known = ~np.isnan(male)
-    result["tune_accuracy"] = float(((probabilities["gender"][known, 1] > 0.5) == male[known]).mean())
+    head, column = ("masked", "masked") if "masked" in probabilities else ("gender", "male")
+    truth = table[column].to_numpy("float64")
+    known = ~np.isnan(truth)
+    result["tune_accuracy"] = float(((probabilities[head][known, 1] > 0.5) == truth[known]).mean())
     if "age" in probabilities:
         age = table["age"].to_numpy()
         known = labels.age_group(np.nan_to_num(age, nan=-1)) >= 0
@@ -371,6 +388,9 @@ class Teacher:
     Hinton, Vinyals, Dean (2015), "Distilling the Knowledge in a Neural Network". Teacher and pupil see the same
     view of a picture, as Beyer et al. (2022), "Knowledge distillation: A good teacher is patient and consistent",
     found best: turned, scaled and lit alike, each in its own resolution. A picture without an age is taught too.
+    But for one thing: where the pupil sees a mask, or the eyes alone, the teacher sees the bare face. What is told
+    to a pupil by one who knows more than it will ever see is privileged information (Vapnik, Vashist 2009;
+    Lopez-Paz et al. 2016, "Unifying distillation and privileged information").
 
     networks : Keras models with both heads, their ages those of the pupil's (48, or 117 with `every_age`)
     crops : dict size -> stored crops (n, s, s, 3) of the table's pictures (see `batches.load_crops`)
@@ -384,6 +404,7 @@ class Teacher:
     def taught(self, data, table, rows, see, recipe):
         """The batches of `data`, their targets mixed with the teachers' answers: distributions for both heads."""
         sizes = sorted({size for size, _ in self.networks})
+        see = see | {"augmentation": see["augmentation"]._replace(mask=0.0)}  # all else is drawn alike
         views = [batches.dataset(self.crops[size], table, rows, size, **see) for size in sizes]
         for (pictures, targets, weights), *seen in zip(data, *views, strict=True):
             view = {size: pictures_seen for size, (pictures_seen, *_) in zip(sizes, seen, strict=True)}
@@ -421,15 +442,16 @@ def soft_targets(targets, weights, answers, recipe):
     return mixed, sure
 
 
-def predict(model, crops, size, mirror=False):
+def predict(model, crops, size, mirror=False, eyes=None):
     """Outputs of a model for stored crops, not augmented: dict of arrays (n, 48) and (n, 2).
 
     mirror : average them with the outputs for the mirror images, as a `Predictor` does
+    eyes : for a network that sees the region of the eyes alone, `size` pixels wide (see `batches.see`)
     """
     if mirror:
-        views = [predict(model, view, size) for view in (crops, crops[:, :, ::-1])]
+        views = [predict(model, view, size, eyes=eyes) for view in (crops, crops[:, :, ::-1])]
         return {head: (views[0][head] + views[1][head]) / 2 for head in views[0]}
-    outputs = model.predict(batches.in_order(crops, size), verbose=0)
+    outputs = model.predict(batches.in_order(crops, size, eyes=eyes), verbose=0)
     return outputs if isinstance(outputs, dict) else dict(zip(model.output_names, outputs, strict=True))
 
 
@@ -488,6 +510,50 @@ def pretrain_gender(table, folder, size=62, width=0.75, epochs=8, recipe=OURS, s
     return model, history
 
 
+def train_mask_detector(table, folder, size=62, width=0.25, epochs=4, recipe=MASKS, seed=0, progress=True,
+                        on_epoch=None, engine="keras"):
+    """Train a network that tells masked faces from bare ones, on drawn masks: (model, history), as above.
+
+    table : cleaned rows of any set; labels are not needed, for who wears a mask is known to whoever drew it
+    """
+    learn, tune = split(table)
+    keras.utils.set_random_seed(seed)
+    model = mask_classifier(mobilefacenet(size, width))
+    crops = batches.load_crops(learn["crop"], size)
+
+    def epoch_rows(epoch):
+        return batches.shuffled(learn, seed=1000 * seed + epoch)
+
+    history = fit(model, crops, learn, epochs, recipe, epoch_rows, size, folder, covered_too(tune, size), seed,
+                  progress, on_epoch, engine, points=landmarks(crops, folder))
+    return model, history
+
+
+def covered_too(table, size, eyes=None, seed=0):
+    """Pictures to measure on, first bare, then all once more in drawn masks: (stored crops, table).
+
+    table : rows with stored crops; its column "masked" is 0 or 1 in what is returned. size, eyes : as in
+    `batches.load_crops`.
+    """
+    crops = batches.load_crops(table["crop"], size, eyes)
+    points, _ = faces.crop_landmarks(crops, cleaning.CROP_MARGIN)
+    worn = occlusion.wear_crops(crops, seed, cleaning.CROP_MARGIN, points)
+    both = pd.concat([table.assign(masked=masked) for masked in (0, 1)], ignore_index=True)
+    return np.concatenate([crops, worn]), both
+
+
+def landmarks(crops, folder):
+    """`faces.crop_landmarks` of stored crops, (n, 5, 2), looked for once and kept in a training's folder."""
+    path = Path(folder) / "landmarks.npy"
+    if path.exists() and len(points := np.load(path)) == len(crops):
+        return points
+    points, _ = faces.crop_landmarks(crops, cleaning.CROP_MARGIN)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path.with_name("unfinished.npy"), points)
+    path.with_name("unfinished.npy").replace(path)
+    return points
+
+
 def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=0.75, epochs=40,
                     recipe=OURS, seed=0, progress=True, on_epoch=None, engine="keras", teachers=()):
     """Train age and gender on the kept rows of a cleaned table: (model, history).
@@ -495,12 +561,12 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
     Parameters
     ----------
     table : its kept rows of the fold "train" with a gender and an age in 18..65 are used (see `split`)
-    pretrained : the gender classifier whose layers to go on with, of any size; None starts from random
-        weights, a MobileFaceNet of `size` and `width`
+    pretrained : the gender classifier whose layers to go on with, of any size, or a network that has both heads
+        already (see `models.widen`); None starts from random weights, a MobileFaceNet of `size` and `width`
     beside : cleaned rows without an age (CelebA's) or with one outside 18..65, for recipes that give them
         places in a batch
-    recipe : PUBLISHED or OURS, or one made from them with `_replace`. With its `every_age` the model returned
-        tells 117 ages apart: `models.narrow` makes the 48 of it.
+    recipe : PUBLISHED or OURS, COVERED or OCULAR, or one made from them with `_replace`. With its `every_age` the
+        model returned tells 117 ages apart: `models.narrow` makes the 48 of it.
     engine : what computes the steps, "keras" or "fast" (see `fast`)
     teachers : trained networks with the recipe's ages to learn from (see `Teacher`)
     """
@@ -508,15 +574,19 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
     learn, tune = split(table[known & table["male"].notna()])
     keras.utils.set_random_seed(seed)
     ages = labels.N_EVERY_AGE if recipe.every_age else labels.N_AGES
-    model = add_age_branch(pretrained or gender_classifier(mobilefacenet(size, width)), ages=ages)
-    size = model.input_shape[1]
+    model = pretrained or gender_classifier(mobilefacenet(size, width))
+    if "age" not in model.output_names:
+        model = add_age_branch(model, ages=ages)
+    size, eyes = model.input_shape[2], recipe.eyes
     places = recipe.beside if beside is not None and len(beside) else 0
     everything = learn
     if places:
         extra = beside[beside["keep"] & beside["male"].notna()]
         extra = extra[extra["fold"] == "train"]  # never a picture of a fold that is measured on
         everything = pd.concat([learn, extra], ignore_index=True)
-    crops = batches.load_crops(everything["crop"], size)
+    crops = batches.load_crops(everything["crop"], size, eyes)
+    masks = recipe.augmentation.mask > 0
+    points = landmarks(crops, folder) if masks else None
     steps = max(1, len(learn) // (batches.BATCH_SIZE - places))
 
     def epoch_rows(epoch):
@@ -537,9 +607,10 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
     if teachers:
         sizes = {network.input_shape[1] for network in teachers}
         teacher = Teacher(teachers, {s: batches.load_crops(everything["crop"], s) for s in sizes}, engine)
-    tuning = (batches.load_crops(tune["crop"], size), tune)
+    # Where masks are learned, half of the tuning pictures wear one.
+    tuning = covered_too(tune, size, eyes) if masks else (batches.load_crops(tune["crop"], size, eyes), tune)
     history = fit(model, crops, everything, epochs, recipe, epoch_rows, size, folder, tuning, seed, progress,
-                  on_epoch, engine, teacher)
+                  on_epoch, engine, teacher, points)
     return model, history
 
 

@@ -146,6 +146,26 @@ def test_a_mask_moves_with_the_face_in_augmentation(crops):
     assert changed[where[..., 1] > 200].mean() > 0.97, "mouth"
 
 
+@pytest.mark.parametrize("eyes", [*occlusion.EYES, None])
+def test_an_ocular_network_sees_the_region_of_the_eyes_in_training(crops, eyes):
+    """Unvaried it is the crop that the demo cuts; turned and shifted, the region of the turned and shifted face."""
+    stored = tf.image.resize(crops, (134, 134)).numpy().round().astype("uint8")
+    plain = batches.see(stored, 40, batches.NO_AUGMENTATION, [0, 0], eyes=eyes).numpy()
+    if eyes:
+        wanted = occlusion.ocular(stored, eyes, 40, CROP_MARGIN).numpy()
+        assert plain.shape == wanted.shape
+        assert np.abs(plain - wanted).mean() < 2
+        photo = np.stack([faces.crop_eyes(face, faces.FRAME * 62, eyes, 40) for face in crops])
+        bare = batches.see(tf.image.resize(crops, (62, 62)), 62, batches.NO_AUGMENTATION, [0, 0])
+        assert photo.shape == wanted.shape and photo.dtype == np.uint8 and bare.shape[1] == 62
+    moved = batches.NO_AUGMENTATION._replace(flip=True, turn=20.0, shift=0.05, scale=0.1)
+    whole = batches.see(stored, 200, moved, [3, 3]).numpy()
+    seen = batches.see(stored, 40, moved, [3, 3], eyes=eyes).numpy()
+    left, top, right, bottom = faces.EYES[eyes] if eyes else (0, 0, 1, 1)
+    part = whole[:, round(200 * top) : round(200 * bottom), round(200 * left) : round(200 * right)]
+    assert np.abs(tf.image.resize(part, seen.shape[1:3], antialias=True) - seen).mean() < 4
+
+
 def test_a_share_of_the_batch_is_masked_and_told(crops):
     table = pd.DataFrame({"age": [30.0] * 12, "male": [1.0] * 12})
     stored = tf.image.resize(crops, (97, 97)).numpy().round().astype("uint8")

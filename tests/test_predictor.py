@@ -12,12 +12,12 @@ from PIL import Image
 from skimage import data
 
 import fag_utils
-from fag_utils import course, datasets, evaluation, faces, labels, predictor
+from fag_utils import course, datasets, evaluation, faces, labels, occlusion, predictor
 
 NAME = "mobilefacenet_075_62"
 PREDICTIONS = ["age", "age_low", "age_high", "male_probability"]
 OF_CROPS = [*PREDICTIONS, "may_be_outside"]
-COLUMNS = [*OF_CROPS, "x", "y", "width", "height", "face_score"]
+COLUMNS = [*OF_CROPS, "masked_probability", "x", "y", "width", "height", "face_score"]
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +238,49 @@ def test_saved_weights_predict_the_same(network, made, tmp_path, monkeypatch):
     assert set(fag_utils.available_weights()) == {"copy"}
     assert json.loads((tmp_path / "copy.json").read_text())["calibration"] == network.card["calibration"]
     assert close(fag_utils.load_predictor("copy").predict_crops(made[0]), network.predict_crops(made[0]))
+
+
+# ---------------------------------------------------------------- covered faces
+
+def test_a_masked_face_is_told_and_answered_for_by_the_network_for_it(network):
+    photo = data.astronaut()
+    face = faces.detect(photo).iloc[0]
+    for kind in occlusion.KINDS:
+        masks = occlusion.random_masks(1, [1, 0], kind=kind, colour="white", nose=True)
+        (person,) = network.predict_photo(occlusion.wear_photo(photo, face, masks)).to_dict("records")
+        assert person["masked_probability"] > 0.8, kind
+        assert person["male_probability"] < 0.3 and abs(person["age"] - 38) < 12, kind
+    (bare,) = network.predict_photo(photo).to_dict("records")
+    assert bare["masked_probability"] < 0.2
+
+
+def test_masks_are_looked_for_on_request_only(network):
+    """Without them nobody is asked, and whoever else is on the photograph is answered as before."""
+    plain = fag_utils.load_predictor(masks=False)
+    photo = data.astronaut()
+    table, usual = plain.predict_photo(photo), network.predict_photo(photo)
+    assert "masked_probability" not in table and close(table, usual.drop(columns="masked_probability"))
+    face = faces.detect(photo).iloc[0]
+    masked = occlusion.wear_photo(photo, face, occlusion.random_masks(1, [1, 0], nose=True))
+    look = network.look(masked)
+    (told,), own = network.tell([look]), fag_utils.load_predictor(f"{NAME}_masked", masks=False)
+    np.testing.assert_allclose(told["age"], own.predict_photo(masked)["age"], rtol=1e-3)
+    assert abs(told["age"][0] - plain.predict_photo(masked)["age"][0]) > 0.5
+
+
+def test_an_ocular_network_takes_the_same_pictures_and_looks_at_the_eyes(made):
+    ocular = fag_utils.load_predictor("mobilefacenet_075_ocular")
+    assert ocular.network.shape == occlusion.eye_shape("both", 62)
+    drawn = np.asarray(made[0])
+    table = ocular.predict_crops(drawn)
+    below = drawn.copy()
+    below[:, round(0.5 * drawn.shape[1]) :] = 0
+    assert close(table, ocular.predict_crops(below)), "nothing below the eyes is seen"
+    above = drawn.copy()
+    above[:, : round(0.5 * drawn.shape[1])] = 127
+    assert np.abs(ocular.predict_crops(above)["age"] - table["age"]).max() > 3
+    (person,) = ocular.predict_photo(data.astronaut()).to_dict("records")
+    assert person["male_probability"] < 0.4 and 20 < person["age"] < 60
 
 
 # ---------------------------------------------------------------- as a program meets it

@@ -10,9 +10,11 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
-from fag_utils import batches, labels, training
-from fag_utils.models import gender_classifier, mobilefacenet
+from fag_utils import batches, faces, labels, training
+from fag_utils.datasets import classroom
+from fag_utils.models import age_gender, begin_with, gender_classifier, mobilefacenet, narrow, widen
 
 SMALL = """
 import keras, numpy as np, pandas as pd
@@ -265,6 +267,59 @@ def test_a_teacher_has_its_share_and_all_of_what_has_no_label():
     assert mixed["age"][0].argmax() == 30 and mixed["age"][0, 100] == pytest.approx(0.75 / 117, rel=1e-4)
     np.testing.assert_allclose(mixed["gender"][0], [0.675, 0.325], rtol=1e-5)
     assert sure["age"].tolist() == [1, 1]
+
+
+def test_the_teacher_of_a_covered_face_sees_it_bare(tmp_path):
+    """Turned and lit as the pupil sees it, but without the mask, and whole where the pupil sees the eyes."""
+    drawn, _ = classroom.sample(6, seed=3, size=97)
+    table = pd.DataFrame({"age": [30.0] * 6, "male": [1.0] * 6})
+    seen = []
+    keras.utils.set_random_seed(0)
+    teacher = training.Teacher([age_gender(mobilefacenet(32, 0.25))], {32: drawn})
+    ((_, answer),) = teacher.networks
+    teacher.networks = [(32, lambda pictures: seen.append(np.array(pictures)) or answer(pictures))]
+    rows = np.arange(6)[None]
+    for recipe in (training.COVERED, training.OCULAR):
+        see = {"augmentation": recipe.augmentation, "seed": 7, "ahead": 2, "blended": 0.0}
+        data = batches.dataset(drawn, table, rows, 32, **see, eyes=recipe.eyes)
+        ((pictures, targets, _),) = teacher.taught(data, table, rows, see, recipe)
+        bare = see | {"augmentation": recipe.augmentation._replace(mask=0.0)}
+        ((wanted, *_),) = batches.dataset(drawn, table, rows, 32, **bare)
+        np.testing.assert_allclose(seen.pop(), wanted, atol=1e-3)
+        assert targets["age"].shape == (6, 48)
+        if recipe.eyes:
+            assert pictures.shape[1:3] == faces.eye_shape("both", 32)
+        else:
+            assert np.abs(pictures - wanted).max() > 50, "the pupil sees masks"
+
+
+def test_a_covered_and_an_ocular_pupil_and_a_mask_detector_are_trained_from_a_table(tmp_path):
+    drawn, about = classroom.sample(160, seed=1, size=134)
+    for i, picture in enumerate(drawn):
+        Image.fromarray(picture).save(tmp_path / f"{i}.jpg")
+    names = [str(tmp_path / f"{i}.jpg") for i in range(160)]
+    table = pd.DataFrame({"path": names, "crop": names, "identity": None, "fold": "train", "keep": True,
+                          "age": np.clip(about["age"], 18, 65).round(), "male": about["male"].astype(float)})
+    _, tune = training.split(table)
+    keras.utils.set_random_seed(0)
+    teacher = age_gender(mobilefacenet(32, 0.125), ages=labels.N_EVERY_AGE)
+    again = widen(narrow(teacher))
+    pictures = np.asarray(drawn[:4, :32, :32])
+    np.testing.assert_allclose(again(pictures)["age"], teacher(pictures)["age"], rtol=1e-4)
+    eyes = age_gender(mobilefacenet(faces.eye_shape("both", 32), 0.125), ages=labels.N_EVERY_AGE)
+    begin_with(eyes, teacher)
+    same = [layer.name for layer, other in zip(eyes.layers, teacher.layers, strict=True) if layer.weights and all(
+        a.shape == b.shape and np.array_equal(a, b) for a, b in zip(layer.weights, other.weights, strict=True))]
+    assert "row1_conv" in same and "age" in same and not any("gdconv" in name and "norm" not in name for name in same)
+    for name, recipe, pupil in (("covered", training.COVERED, again), ("ocular", training.OCULAR, eyes)):
+        model, history = training.train_multitask(table, tmp_path / name, pupil, epochs=1, recipe=recipe,
+                                                  progress=False, teachers=[teacher])
+        assert np.isfinite(history[["loss", "tune_mae", "tune_accuracy"]].to_numpy()).all()
+        assert (tmp_path / name / "landmarks.npy").exists() == (name == "covered")
+    detector, history = training.train_mask_detector(table, tmp_path / "detector", 32, 0.125, 6, progress=False)
+    crops, who = training.covered_too(tune, 32)
+    assert len(crops) == 2 * len(tune) and who["masked"].tolist() == [0] * len(tune) + [1] * len(tune)
+    assert history["tune_accuracy"].iloc[-1] > 0.8, history.round(2).to_string()
 
 
 def test_a_pupil_learns_from_pictures_without_labels(tmp_path):

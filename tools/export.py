@@ -1,9 +1,13 @@
 """Write the shipped networks for LiteRT, ONNX and OpenVINO, and compare each with Keras on the validation fold.
 
-    python tools/export.py FOLDER [NAME]     FOLDER holds the data sets: UTKFace is needed
+    python tools/export.py FOLDER [NAME ...]     FOLDER holds the data sets: UTKFace is needed
+
+NAME : of the weights, by default mobilefacenet_075_62; "masks" writes what LiteRT needs for faces in masks, the
+network for them and the mask detector, in int8.
 
 The int8 files of LiteRT and ONNX go to fag_utils/weights/, beside the weights, the others to build/export/. What was
-measured goes to data/results/11_export.csv; a file outside the limits of `export.LIMITS` ends this with an error.
+measured goes to data/results/11_export.csv, of the files for masks to 05_export.csv; a file outside the limits of
+`export.LIMITS` ends this with an error.
 """
 
 import os
@@ -12,15 +16,18 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from fag_utils import course, datasets, evaluation, export, faces, predictor, runtimes
+from fag_utils import course, datasets, evaluation, export, faces, occlusion, predictor, runtimes
 
 ROOT = Path(__file__).resolve().parent.parent
 OUT = ROOT / "build" / "export"
 FORMATS = {"litert": export.to_litert, "onnx": export.to_onnx, "openvino": export.to_openvino}
 SUFFIX = {"litert": "tflite", "onnx": "onnx", "openvino": "xml"}
 SHIPPED = [("litert", "int8"), ("onnx", "int8")]
+NAME = "mobilefacenet_075_62"
+RESULTS = ROOT / "data" / "results"
 
 
 def main(data, names):
@@ -30,9 +37,12 @@ def main(data, names):
     OUT.mkdir(parents=True, exist_ok=True)
     table = datasets.read("utkface", Path(data) / "utkface")
     held = evaluation.held_out(table)
+    if names == ["masks"]:
+        for_masks(table, held)
+        return
     export.detector(predictor.WEIGHTS)
     rows = []
-    for name in names or predictor.available_weights():
+    for name in names or [NAME]:
         exact = predictor.load_predictor(name)
         pictures = export.calibration_pictures(table, exact.size)
         crops = [faces.crop_framed(faces.read_picture(path), size=exact.size) for path in held["path"]]
@@ -61,9 +71,37 @@ def main(data, names):
                 print(f"{path.name}: {size / 1000:.0f} kB, MAE {found['mae']:.3f} (Keras {found['mae_exact']:.3f}), "
                       f"gender {found['gender']:.2%} ({found['gender_exact']:.2%}), "
                       f"{'ok' if fits else 'TOO FAR'}, {time.perf_counter() - start:.0f} s", flush=True)
-    results = ROOT / "data" / "results"
-    pd.DataFrame(rows).to_csv(results / "11_export.csv", index=False, float_format="%.6g")
+    pd.DataFrame(rows).to_csv(RESULTS / "11_export.csv", index=False, float_format="%.6g")
     if not all(row["fits"] for row in rows if row["precision"] != "alone"):
+        sys.exit("some files are too far from Keras: see above")
+
+
+def for_masks(table, held):
+    """LiteRT's files for faces in masks, each beside Keras on the validation fold, bare and in drawn masks."""
+    exact = predictor.load_predictor(f"{NAME}_masked")
+    pictures = export.calibration_pictures(table, exact.size)
+    pictures = np.concatenate([pictures, occlusion.wear_crops(pictures, seed=1)])
+    crops = np.array([faces.crop_framed(faces.read_picture(path), size=exact.size) for path in held["path"]])
+    views = {"bare": crops, "masked": occlusion.wear_crops(crops, seed=5, points=faces.crop_landmarks(crops)[0])}
+    path = export.to_litert(exact.model, predictor.WEIGHTS / f"{NAME}_masked.int8.tflite", "int8", pictures)
+    told, rows = predictor.Predictor(runtimes.load(path), exact.card), []
+    for face, seen in views.items():
+        one, other = (network.answers(network.probabilities(list(seen))) for network in (told, exact))
+        found = export.compare(one, other, held["age"], held["male"])
+        rows.append({"weights": f"{NAME}_masked", "face": face, "bytes": path.stat().st_size, **found,
+                     "fits": "int8" in found["fits"]})
+    model = runtimes.load(predictor.WEIGHTS / f"{predictor.MASK_DETECTOR}.keras").model
+    path = export.to_litert(model, predictor.WEIGHTS / f"{predictor.MASK_DETECTOR}.int8.tflite", "int8", pictures)
+    for face, seen in views.items():
+        one, other = (network(seen)["masked"][:, 1] for network in (runtimes.load(path), runtimes.wrap(model)))
+        same = (one >= predictor.MASKED) == (other >= predictor.MASKED)
+        rows.append({"weights": predictor.MASK_DETECTOR, "face": face, "bytes": path.stat().st_size,
+                     "masked": (one >= predictor.MASKED).mean(), "masked_exact": (other >= predictor.MASKED).mean(),
+                     "fits": same.mean() > 1 - export.LIMITS["int8"][1]})
+    result = pd.DataFrame(rows)
+    result.to_csv(RESULTS / "05_export.csv", index=False, float_format="%.6g")
+    print(result.drop(columns="age_change").to_string())
+    if not result["fits"].all():
         sys.exit("some files are too far from Keras: see above")
 
 

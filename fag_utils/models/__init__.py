@@ -30,6 +30,7 @@ from fag_utils.models.mobilefacenet import (
     TABLES,
     add_age_branch,
     age_gender,
+    begin_with,
     bottleneck,
     convolution,
     count,
@@ -42,6 +43,7 @@ from fag_utils.models.mobilefacenet import (
     multiply_adds,
     narrow,
     normalise,
+    widen,
 )
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "WeightsError",
     "add_age_branch",
     "age_gender",
+    "begin_with",
     "bottleneck",
     "convolution",
     "count",
@@ -80,4 +83,5 @@ __all__ = [
     "normalise_relu6",
     "squeezenet",
     "squeezenet_classifier",
+    "widen",
 ]

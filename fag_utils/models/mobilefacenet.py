@@ -26,8 +26,9 @@ class Row(NamedTuple):
 
 
 def table_rows(size):
-    """Table 1 for pictures of size x size pixels: only GDConv's kernel, the map that is left, depends on it."""
-    side = -(-size // 16)  # four strides of 2, each rounded up
+    """Table 1 for pictures of size x size, or (height, width), pixels: only GDConv's kernel, the map that is left,
+    depends on it."""
+    height, width = (-(-side // 16) for side in _sides(size))  # four strides of 2, each rounded up
     return [
         Row("conv3x3", None, 64, 1, 2),
         Row("depthwise conv3x3", None, 64, 1, 1),
@@ -37,9 +38,15 @@ def table_rows(size):
         Row("bottleneck", 4, 128, 1, 2),
         Row("bottleneck", 2, 128, 2, 1),
         Row("conv1x1", None, 512, 1, 1),
-        Row(f"linear GDConv{side}x{side}", None, 512, 1, 1),
+        Row(f"linear GDConv{height}x{width}", None, 512, 1, 1),
         Row("linear conv1x1", None, 128, 1, 1),
     ]
+
+
+def _sides(size):
+    """(height, width) of a size: one number, or two."""
+    height, width = size if isinstance(size, tuple) else (size, size)
+    return int(height), int(width)
 
 
 # The two published networks, by input size.
@@ -116,7 +123,8 @@ def mobilefacenet(size=112, width=1.0, recipe="paper"):
 
     Parameters
     ----------
-    size : side of the pictures in pixels, at least 32; the published sizes are 112 and 62.
+    size : side of the pictures in pixels, at least 32; the published sizes are 112 and 62. Or (height, width), at
+        least 16 each: `occlusion.eye_shape()` for the region of the eyes.
     width : what the channels of the first seven rows are multiplied with. 512 and 128 stay as they are.
     recipe : "paper" builds the published table as it stands. "reference" builds what the age and gender
         recipe with 0.531 M parameters means by it: the expanded channels of a bottleneck are multiplied
@@ -128,13 +136,13 @@ def mobilefacenet(size=112, width=1.0, recipe="paper"):
     """
     if recipe not in RECIPES:
         raise ValueError(f"recipe must be one of {RECIPES}, got {recipe!r}")
-    size = int(size)
-    if size < 32:
+    sides = _sides(size)
+    if min(sides) < (16 if isinstance(size, tuple) else 32):
         raise ValueError(f"size must be 32 pixels or more, got {size}")
     if not 0.125 <= width <= 4:
         raise ValueError(f"width must lie in 0.125..4 (published: 1.0 and 0.75), got {width}")
     reference = recipe == "reference"
-    picture = keras.Input((size, size, 3), name="picture")
+    picture = keras.Input((*sides, 3), name="picture")
     x = layers.Rescaling(1 / 128, offset=-127.5 / 128, name="rescale")(picture)
     for number, (operator, t, c, n, s) in enumerate(table_rows(size), start=1):
         for block in range(n):
@@ -156,7 +164,8 @@ def mobilefacenet(size=112, width=1.0, recipe="paper"):
                 x = convolution(x, c, 1, strides, f"{name}_conv")
                 x = normalise(x, name, linear="linear" in operator and not reference)
     embedding = layers.Flatten(name="embedding")(x)
-    return keras.Model(picture, embedding, name=f"mobilefacenet_{round(100 * width):03d}_{size}")
+    side = "x".join(str(side) for side in dict.fromkeys(sides))
+    return keras.Model(picture, embedding, name=f"mobilefacenet_{round(100 * width):03d}_{side}")
 
 
 def _head(embedding, name, classes, dropout, hidden=None):
@@ -234,6 +243,33 @@ def narrow(model):
                "outside": layers.Concatenate(name="outside")(parts)}
     logits.set_weights(head.get_weights())
     return keras.Model(model.input, outputs, name=model.name)
+
+
+def widen(model):
+    """What `narrow` made, as it learned: a network with heads for the ages 0..116 and for gender, to learn on.
+
+    All layers are shared. A network with a head for 48 ages alone is returned as it is.
+    """
+    if "outside" not in model.output_names:
+        return model
+    logits = model.get_layer("every_age")
+    head = layers.Dense(logits.units, activation="softmax", dtype="float32", name="age")
+    outputs = {"age": head(logits.input), "gender": model.output["gender"]}
+    head.set_weights(logits.get_weights())
+    return keras.Model(model.input, outputs, name=model.name)
+
+
+def begin_with(model, other):
+    """Give a network the weights of another one's layers wherever name and shapes are the same; returns it.
+
+    So an ocular network begins with what the full face's has learned: all but the kernel over the whole map.
+    """
+    known = {layer.name: layer.get_weights() for layer in other.layers if layer.weights}
+    for layer in model.layers:
+        found = known.get(layer.name)
+        if found and [w.shape for w in found] == [tuple(w.shape) for w in layer.weights]:
+            layer.set_weights(found)
+    return model
 
 
 def multiply_adds(layer):
