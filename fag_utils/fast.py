@@ -229,7 +229,8 @@ class FastModel:
 
         self.training = training
         x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2)
-        tensors = {id(self.model.input): x}
+        # Not the model's own `input`: where a model was made around another one, it is a second name for the same.
+        tensors = {id(layer.output): x for layer in self.model.layers if type(layer).__name__ == "InputLayer"}
         for step, layers, inputs, output in self.program:
             tensors[output] = step(layers, *(tensors[i] for i in inputs))
         return {name: tensors[id(output)] for name, output in self.outputs.items()}
