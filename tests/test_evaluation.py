@@ -3,6 +3,7 @@
 import json
 import os
 
+import layouts
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +15,7 @@ from sklearn.calibration import calibration_curve
 
 from fag_utils import datasets, evaluation, labels
 from fag_utils import table as tables
+from fag_utils.datasets import adience
 
 NAN = np.nan
 calm = settings(deadline=None, max_examples=40)  # a busy machine is no failure
@@ -669,9 +671,6 @@ def test_group_report_counts_groups_and_their_neighbours():
 
 def test_the_protocol_on_a_set_in_adiences_layout(tmp_path):
     """Each picture is asked for once, by somebody who knows the other four folds and none of its people."""
-    from fag_utils.datasets import adience
-    from tests import layouts
-
     layouts.adience(tmp_path)
     asked = []
 
