@@ -148,10 +148,10 @@ def same_padding(size, kernel, stride):
 class FastModel:
     """A Keras model whose layers PyTorch computes, with its own copy of the weights.
 
-    Understands the layers of the course's light networks: Rescaling, Conv2D, DepthwiseConv2D (square
-    kernels, no dilation), BatchNormalization, PReLU and ReLU(6) right after it, ReLU elsewhere, Add, Flatten,
-    GlobalAveragePooling2D, Dropout, Dense, Resizing, ZeroPadding2D, pooling without padding. ValueError for any
-    other.
+    Understands the layers of the course's light networks: Rescaling, Conv2D (plain or with ReLU), DepthwiseConv2D
+    (square kernels, no dilation), BatchNormalization, PReLU and ReLU(6) right after it, ReLU elsewhere, Add,
+    Concatenate, Flatten, GlobalAveragePooling2D, Dropout, Dense, Cosine, Resizing, ZeroPadding2D, the pooling of a
+    maximum, that of a mean without padding. ValueError for any other.
 
     mixed : bfloat16 between the layers; None: where the processor is fast at it
     """
@@ -203,7 +203,7 @@ class FastModel:
             if layer in joined or name == "InputLayer":
                 continue
             step = getattr(self, f"_{name.lower()}", None)
-            if step is None or ("Pooling" in name and getattr(layer, "padding", "valid") != "valid"):
+            if step is None or (name == "AveragePooling2D" and layer.padding != "valid"):
                 raise ValueError(f"the fast step doesn't know the layer {layer.name} ({name}): train it with Keras")
             together = [layer]
             if name.endswith("BatchNormalization"):
@@ -229,7 +229,8 @@ class FastModel:
 
         self.training = training
         x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2)
-        tensors = {id(self.model.input): x}
+        # Not the model's own `input`: where a model was made around another one, it is a second name for the same.
+        tensors = {id(layer.output): x for layer in self.model.layers if type(layer).__name__ == "InputLayer"}
         for step, layers, inputs, output in self.program:
             tensors[output] = step(layers, *(tensors[i] for i in inputs))
         return {name: tensors[id(output)] for name, output in self.outputs.items()}
@@ -260,7 +261,12 @@ class FastModel:
     def _maxpooling2d(self, layers, x):
         from torch.nn import functional as F
 
-        return F.max_pool2d(x, layers[0].pool_size, layers[0].strides)
+        layer = layers[0]
+        if layer.padding == "same":  # what lies beside the map must never be the largest
+            sides = zip(x.shape[2:], layer.pool_size, layer.strides, strict=True)
+            rows, columns = (same_padding(*side) for side in sides)
+            x = F.pad(x, (*columns, *rows), value=float("-inf"))
+        return F.max_pool2d(x, layer.pool_size, layer.strides)
 
     def _averagepooling2d(self, layers, x):
         from torch.nn import functional as F
@@ -279,14 +285,15 @@ class FastModel:
         layer, kernel = layers[0], self._weights(layers[0])["kernel"]
         stride, (h, w), k = layer.strides[0], x.shape[2:], kernel.shape[0]
         bias = self._weights(layer).get("bias")
+        relu = F.relu if layer.activation.__name__ == "relu" else lambda y: y
         if (h, w, k) == (1, 1, 1):  # of one pixel: a matrix product, small enough for float32
-            return F.linear(x.flatten(1).float(), kernel[0, 0].T, bias)[:, :, None, None]
+            return relu(F.linear(x.flatten(1).float(), kernel[0, 0].T, bias)[:, :, None, None])
         pads = [same_padding(side, k, stride) if layer.padding == "same" else (0, 0) for side in (h, w)]
         even = [before for before, after in pads if before == after]
         if len(even) < 2:
             x, even = F.pad(x, (*pads[1], *pads[0])), 0
         bias = None if bias is None else bias.to(x.dtype)
-        return F.conv2d(x, kernel.permute(3, 2, 0, 1).to(x.dtype), bias, stride, even)
+        return relu(F.conv2d(x, kernel.permute(3, 2, 0, 1).to(x.dtype), bias, stride, even))
 
     def _depthwiseconv2d(self, layers, x):
         layer, kernel = layers[0], self._weights(layers[0])["kernel"]
@@ -315,6 +322,11 @@ class FastModel:
     def _add(self, layers, x, y):
         return x + y
 
+    def _concatenate(self, layers, *parts):
+        import torch
+
+        return torch.cat(parts, 1)
+
     def _flatten(self, layers, x):
         return x.permute(0, 2, 3, 1).flatten(1)
 
@@ -331,6 +343,11 @@ class FastModel:
 
         w = self._weights(layers[0])
         return F.linear(x.float(), w["kernel"].T, w.get("bias"))
+
+    def _cosine(self, layers, x):
+        from torch.nn import functional as F
+
+        return F.normalize(x.float(), dim=1) @ F.normalize(self._weights(layers[0])["kernel"], dim=0)
 
 
 class FastEngine:
@@ -416,11 +433,30 @@ class FastEngine:
                 loss = F.cross_entropy(logits, target * (1 - smoothing) + smoothing / 2, reduction="none")
                 right = (logits.argmax(1) == target.argmax(1)).float()
                 measures["accuracy"] = self._mean(right, weight)
+            elif head != "age":
+                loss = F.cross_entropy(self._class_logits(head, logits, target), target.long(), reduction="none")
+                measures[f"{head}_accuracy"] = self._mean((logits.argmax(1) == target).float(), weight)
             else:
                 loss, error, inside = self._age_loss(logits, target)
                 measures["mae"] = self._mean(error, weight * inside)
             total = total + (loss * weight).mean()
         return total, measures
+
+    def _class_logits(self, head, logits, target):
+        """Logits of a head that tells classes apart; for cosines as `training.ArcFace` makes them."""
+        import torch
+
+        from fag_utils import training
+
+        loss = training.class_loss(self.net.model.get_layer(head))
+        if not isinstance(loss, training.ArcFace):
+            return logits
+        place = target.long()[:, None]
+        cosine, margin = logits.gather(1, place), loss.margin
+        sine = (1 - cosine**2).clamp(min=1e-6).sqrt()
+        moved = torch.where(cosine > -np.cos(margin), cosine * np.cos(margin) - sine * np.sin(margin),
+                            cosine - margin * np.sin(margin))
+        return loss.scale * logits.scatter(1, place, moved)
 
     @staticmethod
     def _mean(value, weight):

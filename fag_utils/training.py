@@ -17,7 +17,15 @@ from keras import ops
 from tqdm.auto import tqdm
 
 from fag_utils import batches, cleaning, faces, labels, occlusion
-from fag_utils.models import add_age_branch, gender_classifier, mask_classifier, mobilefacenet
+from fag_utils.models import (
+    Cosine,
+    add_age_branch,
+    face_recogniser_head,
+    features,
+    gender_classifier,
+    mask_classifier,
+    mobilefacenet,
+)
 from fag_utils.table import hash_fold
 
 
@@ -80,6 +88,30 @@ class ExpectedAgeError(keras.metrics.Mean):
         (mean, _), (wanted, inside) = _expectation(y_pred), _expectation(ops.cast(y_true, "float32"))
         weight = inside if sample_weight is None else inside * ops.cast(sample_weight, "float32")
         super().update_state(ops.abs(mean - wanted), weight)
+
+
+class ArcFace(keras.losses.Loss):
+    """Loss of face recognition: the angle to one's own direction must be smaller than any other by `margin` radians.
+
+    Deng, Guo, Xue, Zafeiriou (2019), "ArcFace: Additive Angular Margin Loss for Deep Face Recognition": cross-entropy
+    over `scale` times the cosines, the right one taken at its angle plus the margin. Where that sum passes 180
+    degrees the cosine falls on in a straight line instead, as in the authors' code.
+
+    y_true (n,) class; y_pred (n, classes) cosines, as `models.Cosine` gives them; -> (n,) losses.
+    """
+
+    def __init__(self, margin=0.5, scale=64.0, name="arcface", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.margin, self.scale = margin, scale
+
+    def call(self, y_true, y_pred):
+        right = ops.one_hot(ops.cast(ops.reshape(y_true, (-1,)), "int32"), y_pred.shape[-1])
+        cosine = ops.sum(right * y_pred, axis=-1, keepdims=True)
+        sine = ops.sqrt(ops.maximum(1 - cosine**2, 1e-6))  # where it is 0, a square root has no slope
+        moved = ops.where(cosine > -np.cos(self.margin), cosine * np.cos(self.margin) - sine * np.sin(self.margin),
+                          cosine - self.margin * np.sin(self.margin))
+        logits = self.scale * (y_pred + right * (moved - cosine))
+        return ops.logsumexp(logits, axis=-1) - ops.sum(right * logits, axis=-1)
 
 
 class Recipe(NamedTuple):
@@ -171,6 +203,7 @@ def learning_rate(recipe, steps, steps_per_epoch):
         rate / 20, max(1, steps - warm_up), warmup_target=rate, warmup_steps=warm_up)
 
 
+BATCH_HEADS = ("age", "gender", "masked")  # whose targets `batches.dataset` makes
 WEIGHT_DECAY, CLIP = 0.02, 5.0
 NO_DECAY = ["bias", "gamma", "beta", "alpha"]
 
@@ -197,9 +230,19 @@ def compile_model(model, recipe, steps, steps_per_epoch):
     metrics = {"age": [ExpectedAgeError(name="mae")],
                **{head: [keras.metrics.CategoricalAccuracy(name="accuracy")] for head in ("gender", "masked")}}
     heads = model.output_names
+    for head in set(heads) - set(losses):
+        losses[head] = class_loss(model.get_layer(head))
+        metrics[head] = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
     # XLA is several times slower than TensorFlow's own kernels for these networks on a CPU.
     model.compile(optimizer=optimizer, loss={head: losses[head] for head in heads},
                   weighted_metrics={head: metrics[head] for head in heads}, jit_compile=False)
+
+
+def class_loss(layer):
+    """The loss of a head that tells classes apart: ArcFace's for cosines, else categorical cross-entropy."""
+    if isinstance(layer, Cosine):
+        return ArcFace(layer.margin, layer.scale)
+    return keras.losses.SparseCategoricalCrossentropy()
 
 
 class KerasEngine:
@@ -266,7 +309,8 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
 
     Parameters
     ----------
-    crops, table : stored crops (n, s, s, 3) and their rows
+    crops, table : stored crops (n, s, s, 3) and their rows. A head that is neither "age" nor "gender" learns the
+        column of its name: classes 0, 1, ..., and -1 where it isn't known
     epoch_rows : function(epoch) -> (steps, batch) row numbers, the same for the same epoch
     folder : where the checkpoint and `history.csv` lie; a finished training is loaded from there
     tuning : (crops, table) measured after each epoch, or None
@@ -316,6 +360,7 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
                "blended": recipe.blended if teacher else 0.0}
         data = batches.dataset(crops, table, rows, size, **see, heads=model.output_names, every_age=recipe.every_age,
                                points=points, eyes=recipe.eyes)
+        data = with_classes(data, table, rows, model.output_names)
         return data if teacher is None else teacher.taught(data, table, rows, see, recipe)
 
     for epoch in range(len(history), epochs):
@@ -341,6 +386,25 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     history = pd.DataFrame(history)
     history.to_csv(folder / "history.csv", index=False)
     return history
+
+
+def with_classes(data, table, rows, heads):
+    """The batches of `batches.dataset` with targets and weights for heads that it doesn't know (see `fit`)."""
+    columns = {head: tf.constant(table[head].to_numpy("int32")) for head in heads
+               if head not in BATCH_HEADS}
+    if not columns:
+        return data
+
+    def add(batch, index):
+        pictures, targets, weights = batch
+        classes = {head: tf.gather(column, index) for head, column in columns.items()}
+        return (pictures, targets | {head: tf.maximum(value, 0) for head, value in classes.items()},
+                weights | {head: tf.cast(value >= 0, tf.float32) for head, value in classes.items()})
+
+    rows = rows.astype("int32")
+    if isinstance(data, tf.data.Dataset):
+        return tf.data.Dataset.zip(data, tf.data.Dataset.from_tensor_slices(rows)).map(add)
+    return (add(batch, index) for batch, index in zip(data, rows, strict=True))
 
 
 def _checkpoint(folder, trainer, epoch):
@@ -370,10 +434,14 @@ def _named(logs):
 def _measure(model, crops, table, size, eyes=None):
     probabilities = predict(model, crops, size, eyes=eyes)
     result = {}
-    head, column = ("masked", "masked") if "masked" in probabilities else ("gender", "male")
-    truth = table[column].to_numpy("float64")
-    known = ~np.isnan(truth)
-    result["tune_accuracy"] = float(((probabilities[head][known, 1] > 0.5) == truth[known]).mean())
+    for head, column in (("gender", "male"), ("masked", "masked")):
+        if head in probabilities:
+            truth = table[column].to_numpy("float64")
+            known = ~np.isnan(truth)
+            result["tune_accuracy"] = float(((probabilities[head][known, 1] > 0.5) == truth[known]).mean())
+    for head in set(probabilities) - set(BATCH_HEADS):
+        classes = table[head].to_numpy()
+        result[f"tune_{head}"] = float((probabilities[head].argmax(axis=1) == classes)[classes >= 0].mean())
     if "age" in probabilities:
         age = table["age"].to_numpy()
         known = labels.age_group(np.nan_to_num(age, nan=-1)) >= 0
@@ -455,6 +523,50 @@ def predict(model, crops, size, mirror=False, eyes=None):
     return outputs if isinstance(outputs, dict) else dict(zip(model.output_names, outputs, strict=True))
 
 
+def block_features(backbone, crops, size, most=None):
+    """What a frozen network finds in stored crops: dict block -> (n, channels) (see `models.features`)."""
+    return predict(features(backbone, most), crops, size)
+
+
+def ocular_crops(crops, eyes="both"):
+    """Stored crops of the region of the eyes alone, stretched to squares: (n, s, s, 3) uint8, as the crops given.
+
+    Around the region is the room that augmentation needs, as around a face. `batches.see` then shows a network what
+    `occlusion.ocular` shows, in a square.
+    """
+    left, top, right, bottom = occlusion.EYES[eyes]
+    crops = tf.convert_to_tensor(crops)
+    side = crops.shape[1]
+
+    def ends(low, high):
+        """Where the middles of the first and last sample lie, as crop_and_resize counts; the room is in it."""
+        middle, half = ((low + high) / 2 - 0.5) / cleaning.CROP_MARGIN + 0.5, (high - low) / 2 * (1 - 1 / side)
+        return [(place * side - 0.5) / (side - 1) for place in (middle - half, middle + half)]
+
+    (top, bottom), (left, right) = ends(top, bottom), ends(left, right)
+    parts = []
+    for start in range(0, len(crops), 512):  # float32 is four times the memory
+        part = tf.cast(crops[start : start + 512], tf.float32)
+        boxes = tf.tile([[top, left, bottom, right]], (len(part), 1))
+        seen = tf.image.crop_and_resize(part, boxes, tf.range(len(part)), (side, side))
+        parts.append(tf.cast(tf.round(seen), tf.uint8).numpy())
+    return np.concatenate(parts)
+
+
+def linear_svm(found, classes, c=0.01):
+    """A linear support vector machine on features (n, d) for classes (n,), one against the rest; `.predict` asks it.
+
+    The features are brought to mean 0 and spread 1 first. `c` is scikit-learn's C: the smaller, the wider the margin.
+    """
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import LinearSVC
+
+    # Primal: its answer has no chance in it, and hundreds of features for thousands of pictures are solved at once.
+    machine = make_pipeline(StandardScaler(), LinearSVC(C=c, dual=False, tol=1e-3, max_iter=200))
+    return machine.fit(found, classes)
+
+
 def calibrate(probabilities, table):
     """How to correct a trained network's certainty, fitted on pictures it did not learn from: a dict of
     temperatures, which divide the logits.
@@ -492,14 +604,16 @@ def calibrate(probabilities, table):
 
 
 def pretrain_gender(table, folder, size=62, width=0.75, epochs=8, recipe=OURS, seed=0, progress=True,
-                    on_epoch=None, engine="keras"):
+                    on_epoch=None, engine="keras", backbone=None):
     """Train a gender classifier on the kept rows of a cleaned table (CelebA): (model, history).
 
-    Only the fold "train" is used. Called again, it resumes, or loads what was finished.
+    Only the fold "train" is used. Called again, it resumes, or loads what was finished. `backbone` is the network to
+    train, a MobileFaceNet of `size` and `width` if None.
     """
     learn, tune = split(table[table["male"].notna()])
     keras.utils.set_random_seed(seed)
-    model = gender_classifier(mobilefacenet(size, width))
+    model = gender_classifier(backbone or mobilefacenet(size, width))
+    size = model.input_shape[1]
     crops, tuning_crops = (batches.load_crops(part["crop"], size) for part in (learn, tune))
 
     def epoch_rows(epoch):
@@ -507,6 +621,32 @@ def pretrain_gender(table, folder, size=62, width=0.75, epochs=8, recipe=OURS, s
 
     history = fit(model, crops, learn, epochs, recipe, epoch_rows, size, folder, (tuning_crops, tune), seed,
                   progress, on_epoch, engine)
+    return model, history
+
+
+def pretrain_identity(table, folder, backbone, epochs=8, recipe=OURS, at_least=3, margin=0.5, scale=64.0, seed=0,
+                      progress=True, on_epoch=None, engine="keras"):
+    """Train face recognition with ArcFace on the kept rows of a cleaned table (CelebA): (model, history).
+
+    Only people of the fold "train" with `at_least` so many pictures are learned. There is no tuning part: who is in
+    it would be nobody the network can name. `evaluation.verification` measures on other people. `margin` and `scale`
+    are those of `models.Cosine`; the backbone's weights are trained in place. Resumes as `pretrain_gender` does.
+    """
+    learn = table[table["keep"] & table["crop"].notna() & (table["fold"] == "train") & table["identity"].notna()]
+    pictures = learn.groupby("identity")["path"].transform("size")
+    learn = learn[pictures >= at_least].reset_index(drop=True)
+    if not len(learn):
+        raise ValueError(f"nothing to learn: nobody in the fold train has {at_least} pictures")
+    learn["person"] = pd.factorize(learn["identity"])[0]
+    keras.utils.set_random_seed(seed)
+    model = face_recogniser_head(backbone, int(learn["person"].max()) + 1, margin, scale)
+    size = model.input_shape[1]
+
+    def epoch_rows(epoch):
+        return batches.shuffled(learn, seed=1000 * seed + epoch)
+
+    history = fit(model, batches.load_crops(learn["crop"], size), learn, epochs, recipe, epoch_rows, size, folder,
+                  None, seed, progress, on_epoch, engine)
     return model, history
 
 

@@ -151,3 +151,28 @@ def test_an_unknown_layer_is_named():
 def test_an_engine_that_is_not_there_is_said(tmp_path):
     with pytest.raises(ValueError, match="engine must be"):
         learn(tmp_path, "warp", epochs=1)
+
+
+# Other layers: ReLU inside a convolution, maps side by side, a maximum over the edge; padding, valid and by 1
+OTHERS = {"squeezenet": lambda: models.squeezenet(62), "squeezenet, odd maps": lambda: models.squeezenet(75),
+          "mobilenet_v2": lambda: models.mobilenet_v2(62), "mobiface": lambda: models.mobiface(48)}
+
+
+@needs_torch
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_light_networks_are_computed_as_keras_does(name):
+    keras.utils.set_random_seed(1)
+    model = models.gender_classifier(OTHERS[name](), dropout=0.0)
+    size = model.input_shape[1]
+    pictures = np.random.default_rng(0).uniform(0, 255, (8, size, size, 3)).astype("float32")
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0
+    model(pictures, training=True)  # statistics that fit: else the answers are all 0 or 1
+    net = fast.FastModel(model, mixed=False)
+    asked = np.array(model(pictures)["gender"])
+    assert 1e-3 < asked[:, 0].mean() < 1 - 1e-3
+    np.testing.assert_allclose(net.probabilities(pictures)["gender"], asked, atol=1e-4)
+    logits = net(pictures, training=True)["gender"]
+    (logits[:, 0] - logits[:, 1]).mean().backward()
+    assert all(np.isfinite(tensor.grad.numpy()).all() for tensor in net.trainable)

@@ -1,7 +1,7 @@
 """The networks of the course.
 
-`models.mobilefacenet` is the function; its module's other names are here as well, and those of `light`, `mobile` and
-`face_resnet`.
+`models.mobilefacenet` is the function; its module's other names are here as well, and those of `light`, `mobile`,
+`face_resnet` and `transfer`.
 """
 
 from fag_utils.models.checkpoints import WeightsError
@@ -45,6 +45,7 @@ from fag_utils.models.mobilefacenet import (
     normalise,
     widen,
 )
+from fag_utils.models.transfer import Cosine, blocks, face_recogniser_head, features, group_gender
 
 __all__ = [
     "EFFICIENTNET_LITE0",
@@ -56,20 +57,25 @@ __all__ = [
     "RECIPES",
     "SQUEEZENET",
     "TABLES",
+    "Cosine",
     "WeightsError",
     "add_age_branch",
     "age_gender",
     "begin_with",
+    "blocks",
     "bottleneck",
     "convolution",
     "count",
     "depthwise",
     "efficientnet_lite0",
     "face_recogniser",
+    "face_recogniser_head",
     "face_resnet",
+    "features",
     "fire",
     "gender_classifier",
     "global_depthwise",
+    "group_gender",
     "imagenet_classifier",
     "layer_table",
     "mask_classifier",
