@@ -1,10 +1,23 @@
 """The networks of the course.
 
-`models.mobilefacenet` is the function; its module's other names are here as well, and those of `light`, `mobile` and
-`face_resnet`.
+`models.mobilefacenet` is the function; its module's other names are here as well, and those of `light`, `mobile`,
+`face_resnet` and `classic`.
 """
 
 from fag_utils.models.checkpoints import WeightsError
+from fag_utils.models.classic import (
+    ALEXNET,
+    CLASSIC_PUBLISHED,
+    GILNET,
+    VGG16,
+    LocalResponseNormalization,
+    alexnet,
+    gilnet,
+    load_vgg_face,
+    read_vgg_face,
+    vgg_face,
+    with_classes,
+)
 from fag_utils.models.face_resnet import FACE_RESNET, face_recogniser, face_resnet
 from fag_utils.models.light import (
     EFFICIENTNET_LITE0,
@@ -45,18 +58,24 @@ from fag_utils.models.mobilefacenet import (
 )
 
 __all__ = [
+    "ALEXNET",
+    "CLASSIC_PUBLISHED",
     "EFFICIENTNET_LITE0",
     "EFFICIENTNET_LITE0_PUBLISHED",
     "FACE_RESNET",
+    "GILNET",
     "MOBIFACE",
     "MOBILE_PUBLISHED",
     "PUBLISHED",
     "RECIPES",
     "SQUEEZENET",
     "TABLES",
+    "VGG16",
+    "LocalResponseNormalization",
     "WeightsError",
     "add_age_branch",
     "age_gender",
+    "alexnet",
     "bottleneck",
     "convolution",
     "count",
@@ -66,9 +85,11 @@ __all__ = [
     "face_resnet",
     "fire",
     "gender_classifier",
+    "gilnet",
     "global_depthwise",
     "imagenet_classifier",
     "layer_table",
+    "load_vgg_face",
     "mask_classifier",
     "mbconv",
     "mobiface",
@@ -78,6 +99,9 @@ __all__ = [
     "narrow",
     "normalise",
     "normalise_relu6",
+    "read_vgg_face",
     "squeezenet",
     "squeezenet_classifier",
+    "vgg_face",
+    "with_classes",
 ]
