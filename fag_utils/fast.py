@@ -150,8 +150,8 @@ class FastModel:
 
     Understands the layers of the course's light networks: Rescaling, Conv2D, DepthwiseConv2D (square
     kernels, no dilation), BatchNormalization, PReLU and ReLU(6) right after it, ReLU elsewhere, Add, Flatten,
-    GlobalAveragePooling2D, Dropout, Dense, Resizing, ZeroPadding2D, pooling without padding, and GilNet's
-    LocalResponseNormalization. ValueError for any other.
+    GlobalAveragePooling2D, Dropout, Dense, Resizing, ZeroPadding2D, pooling (of averages without padding), and
+    GilNet's LocalResponseNormalization. ValueError for any other.
 
     mixed : bfloat16 between the layers; None: where the processor is fast at it
     """
@@ -203,7 +203,7 @@ class FastModel:
             if layer in joined or name == "InputLayer":
                 continue
             step = getattr(self, f"_{name.lower()}", None)
-            if step is None or ("Pooling" in name and getattr(layer, "padding", "valid") != "valid"):
+            if step is None or ("AveragePooling" in name and getattr(layer, "padding", "valid") != "valid"):
                 raise ValueError(f"the fast step doesn't know the layer {layer.name} ({name}): train it with Keras")
             together = [layer]
             if name.endswith("BatchNormalization"):
@@ -272,7 +272,11 @@ class FastModel:
     def _maxpooling2d(self, layers, x):
         from torch.nn import functional as F
 
-        return F.max_pool2d(x, layers[0].pool_size, layers[0].strides)
+        layer, (h, w) = layers[0], x.shape[2:]
+        if layer.padding == "same":
+            pads = [same_padding(side, layer.pool_size[0], layer.strides[0]) for side in (h, w)]
+            x = F.pad(x, (*pads[1], *pads[0]), value=-float("inf"))
+        return F.max_pool2d(x, layer.pool_size, layer.strides)
 
     def _averagepooling2d(self, layers, x):
         from torch.nn import functional as F
