@@ -405,6 +405,43 @@ def bootstrap(function, *arrays, n=1000, seed=0, groups=None, level=0.95):
     return _interval(results, level)
 
 
+def over_seeds(truth, answers, n=1000, seed=0):
+    """The figures of trainings that differ by chance only (seeds, or which pictures they learned from).
+
+    Each picture counts with its mean over the trainings, and the 95 % intervals draw pictures again: they say what
+    other pictures to measure on might change. The least and the most of the single trainings say what chance in
+    learning changes.
+
+    Parameters
+    ----------
+    truth : DataFrame with age (18..65 years) and male (1 or 0)
+    answers : one (predicted ages in years, male probabilities) for each training, for the rows of `truth`
+
+    Returns
+    -------
+    dict: mae (years), exact and one_off (shares, of the 8 groups of Adience, see `group_accuracy`), gender (share
+    that is right), each also with _low, _high (interval) and _least, _most; trainings.
+    """
+    age, male = truth["age"].to_numpy("float64"), truth["male"].to_numpy("float64")
+    group = labels.adience_group(age)
+    each = []
+    for predicted, probability in answers:
+        away = np.abs(labels.adience_group(np.floor(np.asarray(predicted) + 0.5), nearest=True) - group)
+        in_group = {"exact": away == 0, "one_off": away <= 1}
+        each.append({"mae": np.abs(predicted - age), "gender": (np.asarray(probability) >= 0.5) == male,
+                     **{name: np.where(group < 0, np.nan, right) for name, right in in_group.items()}})
+    names = ("mae", "exact", "one_off", "gender")
+    mean = [np.mean([figures[name] for figures in each], axis=0) for name in names]
+    intervals = bootstrap(lambda *rows: {name: _mean_known(row) for name, row in zip(names, rows, strict=True)},
+                          *mean, n=n, seed=seed)
+    result = {}
+    for name, row in zip(names, mean, strict=True):
+        single = [_mean_known(figures[name]) for figures in each]
+        result |= {name: _mean_known(row), f"{name}_low": intervals[name][0], f"{name}_high": intervals[name][1],
+                   f"{name}_least": min(single), f"{name}_most": max(single)}
+    return result | {"trainings": len(each)}
+
+
 def _draws(rows, groups, random):
     """A function that gives the row numbers of one bootstrap sample."""
     if groups is None:

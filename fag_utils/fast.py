@@ -148,10 +148,10 @@ def same_padding(size, kernel, stride):
 class FastModel:
     """A Keras model whose layers PyTorch computes, with its own copy of the weights.
 
-    Understands the layers of the course's light networks: Rescaling, Conv2D (plain or with ReLU), DepthwiseConv2D
-    (square kernels, no dilation), BatchNormalization, PReLU and ReLU(6) right after it, ReLU elsewhere, Add,
-    Concatenate, Flatten, GlobalAveragePooling2D, Dropout, Dense, Cosine, Resizing, ZeroPadding2D, the pooling of a
-    maximum, that of a mean without padding. ValueError for any other.
+    Understands the layers of the course's light and classic networks: Rescaling, Conv2D (plain or with ReLU),
+    DepthwiseConv2D (square kernels, no dilation), BatchNormalization, PReLU and ReLU(6) right after it, ReLU
+    elsewhere, Add, Concatenate, Flatten, GlobalAveragePooling2D, Dropout, Dense, Cosine, Resizing, ZeroPadding2D,
+    pooling (of averages without padding), and GilNet's LocalResponseNormalization. ValueError for any other.
 
     mixed : bfloat16 between the layers; None: where the processor is fast at it
     """
@@ -203,7 +203,7 @@ class FastModel:
             if layer in joined or name == "InputLayer":
                 continue
             step = getattr(self, f"_{name.lower()}", None)
-            if step is None or (name == "AveragePooling2D" and layer.padding != "valid"):
+            if step is None or ("AveragePooling" in name and getattr(layer, "padding", "valid") != "valid"):
                 raise ValueError(f"the fast step doesn't know the layer {layer.name} ({name}): train it with Keras")
             together = [layer]
             if name.endswith("BatchNormalization"):
@@ -243,6 +243,13 @@ class FastModel:
             logits = self(pictures)
             return {name: torch.softmax(value, dim=1).numpy() for name, value in logits.items()}
 
+    def features(self, pictures):
+        """Outputs as they are, for a network without a softmax at its end: dict of float32 arrays."""
+        import torch
+
+        with torch.no_grad():
+            return {name: value.float().numpy() for name, value in self(pictures).items()}
+
     def _rescaling(self, layers, x):
         import torch
 
@@ -257,6 +264,11 @@ class FastModel:
 
     def _relu(self, layers, x):
         return x.clamp(0, layers[0].max_value)
+
+    def _localresponsenormalization(self, layers, x):
+        from torch.nn import functional as F
+
+        return F.local_response_norm(x.float(), layers[0].depth, layers[0].alpha, layers[0].beta).to(x.dtype)
 
     def _maxpooling2d(self, layers, x):
         from torch.nn import functional as F
@@ -293,7 +305,7 @@ class FastModel:
         if len(even) < 2:
             x, even = F.pad(x, (*pads[1], *pads[0])), 0
         bias = None if bias is None else bias.to(x.dtype)
-        return relu(F.conv2d(x, kernel.permute(3, 2, 0, 1).to(x.dtype), bias, stride, even))
+        return relu(F.conv2d(x, kernel.permute(3, 2, 0, 1).to(x.dtype), bias, stride, even, groups=layer.groups))
 
     def _depthwiseconv2d(self, layers, x):
         layer, kernel = layers[0], self._weights(layers[0])["kernel"]
@@ -308,10 +320,13 @@ class FastModel:
         follower = type(layers[-1]).__name__ if len(layers) > 1 else "linear"
         kind = KINDS.get(follower, 0)
         alpha = self._weights(layers[-1])["alpha"] if follower == "PReLU" else None
-        moments = None if self.training else (w["moving_mean"], w["moving_variance"])
+        learning = self.training and layer.trainable  # a frozen one keeps to its statistics
+        if self.training and not learning and x.requires_grad:
+            raise ValueError(f"the fast step can't learn through the frozen {layer.name}: train it with Keras")
+        moments = None if learning else (w["moving_mean"], w["moving_variance"])
         y, mean, variance = _functions()[0](
             x, residual, w["gamma"], w["beta"], alpha, kind, layer.epsilon, moments)
-        if self.training:
+        if learning:
             momentum = layer.momentum if self.momentum is None else self.momentum
             w["moving_mean"].lerp_(mean, 1 - momentum)
             w["moving_variance"].lerp_(variance, 1 - momentum)

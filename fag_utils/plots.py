@@ -571,6 +571,40 @@ def ablation(table, figures=("mae", "gender_accuracy"), names=("mean absolute er
 
 
 @_styled
+def learning_curves(table, figures=("mae", "gender"),
+                    names=("mean absolute error (years)", "gender right (%)")):
+    """What more pictures to learn from are worth: a colour a start, a line style a way to learn, a band an interval.
+
+    table : DataFrame with start, how, pictures, and for each of `figures` its value, _low and _high (shares, where
+        the name says %); a row for each number of pictures
+    -> Figure, a panel for each of `figures`
+    """
+    import matplotlib.pyplot as plt
+
+    starts, ways = (list(dict.fromkeys(table[column])) for column in ("start", "how"))
+    figure, axes = plt.subplots(1, len(figures), figsize=(5.2 * len(figures), 4.2), squeeze=False,
+                                layout="constrained")
+    sizes = sorted(table["pictures"].unique())
+    for ax, column, name in zip(axes[0], figures, names, strict=True):
+        scale = 100 if "%" in name else 1
+        for (start, how), line in table.groupby(["start", "how"], sort=False):
+            line = line.sort_values("pictures")
+            colour = COLOURS[starts.index(start) % len(COLOURS)]
+            style = ["-", "--", ":"][ways.index(how) % 3]
+            ax.plot(line["pictures"], scale * line[column], marker="o", linestyle=style, color=colour,
+                    label=f"{start}, {how}" if len(ways) > 1 else start)
+            ax.fill_between(line["pictures"], scale * line[f"{column}_low"], scale * line[f"{column}_high"],
+                            color=colour, alpha=0.12, linewidth=0)
+        ax.set_xscale("log")
+        ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        ax.minorticks_off()
+        ax.set(xlabel="pictures learned from (logarithmic)", ylabel=name)
+    handles, words = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, words, loc="outside lower center", ncols=2 if len(words) > 3 else len(words))
+    return figure
+
+
+@_styled
 def speed(table):
     """Error against time, a dot a model; its area is the size of its file.
 

@@ -154,10 +154,11 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     """Batch norm whose training step is one kernel of TensorFlow, instead of a dozen operations.
 
     With it the networks of the course train 1.5 times as fast on a CPU. The variance is the unbiased one.
+    A frozen one keeps to its running statistics, as Keras' does.
     """
 
     def call(self, inputs, training=None, mask=None):
-        if not training or keras.backend.backend() != "tensorflow" or len(inputs.shape) != 4:
+        if not (training and self.trainable) or keras.backend.backend() != "tensorflow" or len(inputs.shape) != 4:
             return super().call(inputs, training=training, mask=mask)
         outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
             inputs, self.gamma, self.beta, epsilon=self.epsilon, is_training=True)
@@ -180,10 +181,14 @@ def fast_copy(model):
 def settle_batch_norm(model, data):
     """Measure the means and variances of batch norm anew, for averaged weights: those kept while training
     belong to other weights (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima").
+    Frozen ones belong to frozen weights, and stay.
 
     data : batches of the composition that was trained with; their statistics are averaged evenly
     """
-    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    norms = [layer for layer in model.layers
+             if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
+    if not norms:
+        return
     momentum = [layer.momentum for layer in norms]
     for number, (pictures, *_) in enumerate(data):
         for layer in norms:
@@ -191,6 +196,39 @@ def settle_batch_norm(model, data):
         model(pictures, training=True)
     for layer, value in zip(norms, momentum, strict=True):
         layer.momentum = value
+
+
+LEARN = ("last layer", "last block", "whole net")
+
+# How the names of the layers in the last block of each backbone begin.
+LAST_BLOCK = {
+    "mobilefacenet": ("row7_2_", "row8_", "row9_", "row10_"),
+    "efficientnet_lite0": ("stage8_", "stage9_"),
+    "face_resnet": ("stage5_",),
+    "gilnet": ("fc6", "fc7"),
+    "alexnet": ("fc6", "fc7"),
+    "vgg_face": ("fc6", "fc7"),
+}
+
+
+def freeze(model, learn="last layer"):
+    """Choose what of a network with heads will learn (see `models.age_gender`): the number of weights that will.
+
+    learn : "last layer", the heads alone; "last block", them and the backbone's last block (see LAST_BLOCK); or
+        "whole net". Frozen batch norm computes as in use, with the statistics it came with: those of a few pictures
+        of another kind would spoil what was learned.
+    """
+    if learn not in LEARN:
+        raise ValueError(f"learn must be one of {LEARN}, got {learn!r}")
+    block = next((names for network, names in LAST_BLOCK.items() if model.name.startswith(network)), None)
+    if learn == "last block" and block is None:
+        raise ValueError(f"no last block is known for {model.name}: there is one for {sorted(LAST_BLOCK)}")
+    head = False
+    for layer in model.layers:
+        in_block = learn == "last block" and layer.name.startswith(block)
+        layer.trainable = learn == "whole net" or in_block or head
+        head = head or layer.name == "embedding"  # the layers after it are the heads'
+    return int(sum(np.prod(weight.shape) for weight in model.trainable_weights))
 
 
 def learning_rate(recipe, steps, steps_per_epoch):
@@ -335,6 +373,8 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     settings = {"recipe": recipe.name, "epochs": epochs, "rows": len(table), "steps": steps_per_epoch,
                 "seed": seed, "size": size, "model": model.name, "engine": engine,
                 "teacher": teacher and teacher.name}
+    if not all(layer.trainable for layer in model.layers):
+        settings["learns"] = sum(layer.trainable for layer in model.layers)
     history = []
     if state_file.exists():
         state = json.loads(state_file.read_text())
@@ -508,6 +548,17 @@ def soft_targets(targets, weights, answers, recipe):
         mixed[head] = (known * hard[head] + (1 - known) * answers[head]).astype("float32")
         sure[head] = np.ones(len(known), "float32")
     return mixed, sure
+
+
+def embed(backbone, crops, size, engine="keras"):
+    """What a backbone answers to stored crops, not augmented: (n, features) float32."""
+    data = batches.in_order(crops, size)
+    if engine == "fast":
+        from fag_utils import fast
+
+        network = fast.FastModel(keras.Model(backbone.input, {"embedding": backbone.output}))
+        return np.concatenate([network.features(pictures)["embedding"] for pictures in data])
+    return backbone.predict(data, verbose=0)
 
 
 def predict(model, crops, size, mirror=False, eyes=None):

@@ -719,3 +719,21 @@ def test_verification_is_perfect_for_people_apart_and_chance_for_noise():
     assert told == {"auc": 1.0, "same": 30, "different": 600}
     assert 0.3 < evaluation.verification(random.normal(size=(60, 40)), who)["auc"] < 0.7
     assert np.isnan(evaluation.verification(near, np.arange(60))["auc"])
+
+
+def test_figures_over_seeds_by_hand():
+    truth = pd.DataFrame({"age": [30.0, 40.0, 34.0, 50.0], "male": [1.0, 0.0, 1.0, 0.0]})  # 34 is in no Adience group
+    first = (np.array([30.0, 50.0, 34.0, 50.0]), np.array([0.9, 0.1, 0.9, 0.1]))
+    second = (np.array([34.4, 40.0, 44.0, 50.0]), np.array([0.9, 0.9, 0.9, 0.1]))
+    report = evaluation.over_seeds(truth, [first, second], n=50)
+    assert report["mae"] == pytest.approx((0 + 10 + 0 + 0 + 4.4 + 0 + 10 + 0) / 8)
+    assert (report["mae_least"], report["mae_most"]) == (pytest.approx(2.5), pytest.approx(3.6))
+    assert report["gender"] == pytest.approx(7 / 8)
+    # 50 for 40 is one group off; 34.4 is told as 34, nearest to 25-32
+    assert (report["exact"], report["one_off"]) == (pytest.approx(5 / 6), 1)
+    assert report["mae_low"] <= report["mae"] <= report["mae_high"]
+    assert report["trainings"] == 2
+    for predicted, probability in (first, second):
+        alone = evaluation.over_seeds(truth, [(predicted, probability)], n=10)
+        groups = evaluation.group_accuracy(truth["age"], predicted)
+        assert (alone["exact"], alone["one_off"]) == (groups["exact"], groups["one_off"])

@@ -1,10 +1,23 @@
 """The networks of the course.
 
 `models.mobilefacenet` is the function; its module's other names are here as well, and those of `light`, `mobile`,
-`face_resnet` and `transfer`.
+`face_resnet`, `transfer` and `classic`.
 """
 
 from fag_utils.models.checkpoints import WeightsError
+from fag_utils.models.classic import (
+    ALEXNET,
+    CLASSIC_PUBLISHED,
+    GILNET,
+    VGG16,
+    LocalResponseNormalization,
+    alexnet,
+    gilnet,
+    load_vgg_face,
+    read_vgg_face,
+    vgg_face,
+    with_classes,
+)
 from fag_utils.models.face_resnet import FACE_RESNET, face_recogniser, face_resnet
 from fag_utils.models.light import (
     EFFICIENTNET_LITE0,
@@ -48,19 +61,25 @@ from fag_utils.models.mobilefacenet import (
 from fag_utils.models.transfer import Cosine, blocks, face_recogniser_head, features, group_gender
 
 __all__ = [
+    "ALEXNET",
+    "CLASSIC_PUBLISHED",
     "EFFICIENTNET_LITE0",
     "EFFICIENTNET_LITE0_PUBLISHED",
     "FACE_RESNET",
+    "GILNET",
     "MOBIFACE",
     "MOBILE_PUBLISHED",
     "PUBLISHED",
     "RECIPES",
     "SQUEEZENET",
     "TABLES",
+    "VGG16",
     "Cosine",
+    "LocalResponseNormalization",
     "WeightsError",
     "add_age_branch",
     "age_gender",
+    "alexnet",
     "begin_with",
     "blocks",
     "bottleneck",
@@ -74,10 +93,12 @@ __all__ = [
     "features",
     "fire",
     "gender_classifier",
+    "gilnet",
     "global_depthwise",
     "group_gender",
     "imagenet_classifier",
     "layer_table",
+    "load_vgg_face",
     "mask_classifier",
     "mbconv",
     "mobiface",
@@ -87,7 +108,10 @@ __all__ = [
     "narrow",
     "normalise",
     "normalise_relu6",
+    "read_vgg_face",
     "squeezenet",
     "squeezenet_classifier",
+    "vgg_face",
     "widen",
+    "with_classes",
 ]
