@@ -1,9 +1,23 @@
 """The networks of the course.
 
-`models.mobilefacenet` is the function; its module's other names are here as well, and those of `light`, `mobile` and
-`face_resnet`.
+`models.mobilefacenet` is the function; its module's other names are here as well, and those of `light`, `mobile`,
+`face_resnet` and `attention`.
 """
 
+from fag_utils.models.attention import (
+    ATTENTION,
+    ATTENTION_PUBLISHED,
+    RESNETS,
+    attention_maps,
+    attention_module,
+    ensemble,
+    grad_cam,
+    residual_attention,
+    residual_unit,
+    resnet,
+    soft_mask,
+    tell_gender,
+)
 from fag_utils.models.checkpoints import WeightsError
 from fag_utils.models.face_resnet import FACE_RESNET, face_recogniser, face_resnet
 from fag_utils.models.light import (
@@ -45,6 +59,8 @@ from fag_utils.models.mobilefacenet import (
 )
 
 __all__ = [
+    "ATTENTION",
+    "ATTENTION_PUBLISHED",
     "EFFICIENTNET_LITE0",
     "EFFICIENTNET_LITE0_PUBLISHED",
     "FACE_RESNET",
@@ -52,21 +68,26 @@ __all__ = [
     "MOBILE_PUBLISHED",
     "PUBLISHED",
     "RECIPES",
+    "RESNETS",
     "SQUEEZENET",
     "TABLES",
     "WeightsError",
     "add_age_branch",
     "age_gender",
+    "attention_maps",
+    "attention_module",
     "bottleneck",
     "convolution",
     "count",
     "depthwise",
     "efficientnet_lite0",
+    "ensemble",
     "face_recogniser",
     "face_resnet",
     "fire",
     "gender_classifier",
     "global_depthwise",
+    "grad_cam",
     "imagenet_classifier",
     "layer_table",
     "mask_classifier",
@@ -78,6 +99,11 @@ __all__ = [
     "narrow",
     "normalise",
     "normalise_relu6",
+    "residual_attention",
+    "residual_unit",
+    "resnet",
+    "soft_mask",
     "squeezenet",
     "squeezenet_classifier",
+    "tell_gender",
 ]
