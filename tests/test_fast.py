@@ -16,7 +16,7 @@ def networks():
     # 5x5 kernels, ReLU6, channels that are no multiple of 16
     yield "efficientnet", lambda: models.age_gender(models.efficientnet_lite0(40), dropout=0.0)
     # masks, pooling over the edge, enlarging, and a softmax that another head is told
-    yield "attention", lambda: models.tell_gender(models.residual_attention(45), dropout=0.0)
+    yield "attention", lambda: models.tell_gender(models.residual_attention(46), dropout=0.0)
     yield "resnet", lambda: models.age_gender(models.resnet(40), dropout=0.0)
 
 
