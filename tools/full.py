@@ -16,7 +16,7 @@ import book
 
 OUT = book.ROOT / "build" / "full"
 # In the order of running, each with those whose results it uses.
-STEPS = {"01": [], "03": ["01"], "04": ["01", "03"], "09": ["04"], "11": ["04"], "A1": ["01"]}
+STEPS = {"01": [], "03": ["01"], "04": ["01", "03"], "07": ["01"], "09": ["04"], "11": ["04"], "A1": ["01"]}
 
 
 def main(data):
