@@ -22,7 +22,7 @@ import numpy as np
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = ["-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fPIC", "-fopenmp", "-Wno-psabi"]
-KINDS = {"linear": 0, "PReLU": 1, "ReLU": 2}
+KINDS = {"PReLU": 1, "ReLU": 2, "open ReLU": 3}  # what follows batch norm; ReLU is the one that ends at 6
 
 
 def available():
@@ -148,10 +148,11 @@ def same_padding(size, kernel, stride):
 class FastModel:
     """A Keras model whose layers PyTorch computes, with its own copy of the weights.
 
-    Understands the layers of the course's light and classic networks: Rescaling, Conv2D (plain or with ReLU),
-    DepthwiseConv2D (square kernels, no dilation), BatchNormalization, PReLU and ReLU(6) right after it, ReLU
-    elsewhere, Add, Concatenate, Flatten, GlobalAveragePooling2D, Dropout, Dense, Cosine, Resizing, ZeroPadding2D,
-    pooling (of averages without padding), and GilNet's LocalResponseNormalization. ValueError for any other.
+    Understands the layers of the course's networks: Rescaling, Conv2D (plain or with ReLU), DepthwiseConv2D (square
+    kernels, no dilation), BatchNormalization, PReLU, ReLU or ReLU(6) right after it, ReLU elsewhere, sigmoid, Add,
+    Multiply, Concatenate of channels, Flatten, GlobalAveragePooling2D, Dropout, Dense, Cosine, Softmax of one,
+    Resizing, ZeroPadding2D, pooling (of averages without padding), and GilNet's LocalResponseNormalization.
+    ValueError for any other.
 
     mixed : bfloat16 between the layers; None: where the processor is fast at it
     """
@@ -163,7 +164,8 @@ class FastModel:
         if mixed is None:
             mixed = torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self.dtype = torch.bfloat16 if mixed else torch.float32
-        self.model, self.outputs = model, dict(model.output)
+        self.model = model
+        self.outputs = {name: self._logits(output) for name, output in model.output.items()}
         self.values = {v.path: torch.tensor(keras.ops.convert_to_numpy(v)) for v in model.weights}
         self.trainable = [self.values[v.path].requires_grad_() for v in model.trainable_weights]
         self.decayed = [self.values[v.path] for v in model.trainable_weights
@@ -188,6 +190,12 @@ class FastModel:
     def _weights(self, layer):
         return {v.name: self.values[v.path] for v in layer.weights}
 
+    @staticmethod
+    def _logits(output):
+        """A head's tensor before its softmax: a layer of its own, or the activation of Dense, which we leave away."""
+        layer = output._keras_history.operation
+        return layer.input if type(layer).__name__ == "Softmax" else output
+
     # --- layers ---
 
     def _read(self):
@@ -197,26 +205,38 @@ class FastModel:
         for layer in layers:
             for x in self._inputs(layer):
                 users.setdefault(id(x), []).append(layer)
-        joined = set()
+        joined, known = set(), {id(self.model.input)}
         for layer in layers:
             name, inputs, output = type(layer).__name__, [id(x) for x in self._inputs(layer)], layer.output
             if layer in joined or name == "InputLayer":
                 continue
             step = getattr(self, f"_{name.lower()}", None)
-            if step is None or ("AveragePooling" in name and getattr(layer, "padding", "valid") != "valid"):
+            if step is None or ("AveragePooling" in name and getattr(layer, "padding", "valid") != "valid") or (
+                    name == "Activation" and layer.activation.__name__ != "sigmoid"):
                 raise ValueError(f"the fast step doesn't know the layer {layer.name} ({name}): train it with Keras")
+            if name.endswith("BatchNormalization") and output.shape[-1] % 8:
+                channels = output.shape[-1]
+                raise ValueError(f"the fast step computes 8 channels at once, and {layer.name} has {channels}")
             together = [layer]
             if name.endswith("BatchNormalization"):
                 follower = users.get(id(output), [])
-                if len(follower) == 1 and type(follower[0]).__name__ in ("PReLU", "ReLU"):
+                if len(follower) == 1 and self._joins(follower[0]):
                     together += follower
                     output = follower[0].output
                 elif len(follower) == 1 and type(follower[0]).__name__ == "Add":
-                    inputs += [id(x) for x in self._inputs(follower[0]) if x is not output]
-                    together += follower
-                    output = follower[0].output
+                    others = [id(x) for x in self._inputs(follower[0]) if x is not output]
+                    if known.issuperset(others):  # of two batch norms that are added, the second does it
+                        inputs += others
+                        together += follower
+                        output = follower[0].output
                 joined.update(together)
+            known.add(id(output))
             yield step, together, inputs, id(output)
+
+    @staticmethod
+    def _joins(layer):
+        kind = type(layer).__name__
+        return kind == "PReLU" or (kind == "ReLU" and layer.max_value in (None, 6))
 
     @staticmethod
     def _inputs(layer):
@@ -318,7 +338,8 @@ class FastModel:
     def _batchnormalization(self, layers, x, residual=None):
         layer, w = layers[0], self._weights(layers[0])
         follower = type(layers[-1]).__name__ if len(layers) > 1 else "linear"
-        kind = KINDS.get(follower, 0)
+        open_end = follower == "ReLU" and layers[-1].max_value is None
+        kind = KINDS.get("open ReLU" if open_end else follower, 0)
         alpha = self._weights(layers[-1])["alpha"] if follower == "PReLU" else None
         learning = self.training and layer.trainable  # a frozen one keeps to its statistics
         if self.training and not learning and x.requires_grad:
@@ -334,13 +355,22 @@ class FastModel:
 
     _fusedbatchnormalization = _batchnormalization
 
+    def _activation(self, layers, x):
+        return x.sigmoid()
+
     def _add(self, layers, x, y):
         return x + y
+
+    def _multiply(self, layers, x, y):
+        return x * y
 
     def _concatenate(self, layers, *parts):
         import torch
 
-        return torch.cat(parts, 1)
+        return torch.cat(parts, dim=1)
+
+    def _softmax(self, layers, x):
+        return x.float().softmax(dim=1)
 
     def _flatten(self, layers, x):
         return x.permute(0, 2, 3, 1).flatten(1)

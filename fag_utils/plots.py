@@ -100,6 +100,54 @@ def gallery(pictures, captions=None, columns=8, size=1.3, title=None):
     return figure
 
 
+def maps_over(pictures, maps, side=186, size=1.5):
+    """Pictures, and beside each what a network looks at: bright where its map is high, dark where it is low.
+
+    pictures : (n, h, w, 3) uint8; maps : dict of name -> (n, a, b), each map scaled to its own range
+    -> Figure, a row a picture
+    """
+    import matplotlib.pyplot as plt
+
+    columns = ["picture", *maps]
+    figure, axes = plt.subplots(len(pictures), len(columns), squeeze=False, layout="constrained",
+                                figsize=(size * len(columns), size * len(pictures) + 0.3))
+    for row, picture in zip(range(len(pictures)), pictures, strict=True):
+        grey = np.asarray(picture, "float64").mean(axis=-1)
+        for ax, name in zip(axes[row], columns, strict=True):
+            ax.axis("off")
+            frame = (0, side, side, 0)
+            if name == "picture":
+                ax.imshow(picture, extent=frame)
+            else:
+                found = np.asarray(maps[name][row], "float64")
+                ax.imshow(grey, cmap="grey", vmin=0, vmax=255, extent=frame)
+                ax.imshow(found, cmap="inferno", alpha=0.6, interpolation="bilinear", extent=frame)
+            if row == 0:
+                ax.set_title(name, fontsize=9, loc="center")
+    return figure
+
+
+@_styled
+def region_shares(table, areas, ax=None):
+    """How densely attention lies on each part of the face: 1 is as on the whole picture, on average.
+
+    table : DataFrame, a row for each map, a column for each region, shares that sum to 1; areas : the regions' own
+        shares of the picture
+    """
+    density = table / areas
+    ax = _axes(ax, 8, 3.4)
+    width = 0.8 / len(density)
+    for number, (name, row) in enumerate(density.iterrows()):
+        place = np.arange(len(row)) + (number - (len(density) - 1) / 2) * width
+        ax.bar(place, row, width, label=name)
+    ax.axhline(1, color=GREY, linewidth=1)
+    ax.set_xticks(range(len(table.columns)), table.columns)
+    ax.set(ylabel="attention, times its share of area")
+    ax.grid(axis="x", visible=False)
+    ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
+    return ax
+
+
 @_styled
 def predictions(photo, people, ax=None):
     """A photograph with a numbered box round each face, and what the network says of it.

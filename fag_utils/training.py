@@ -752,8 +752,9 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
     Parameters
     ----------
     table : its kept rows of the fold "train" with a gender and an age in 18..65 are used (see `split`)
-    pretrained : the gender classifier whose layers to go on with, of any size, or a network that has both heads
-        already (see `models.widen`); None starts from random weights, a MobileFaceNet of `size` and `width`
+    pretrained : the network to go on with, of any size and kind: a gender classifier, which gets an age branch, or
+        one with both heads (see `models.widen`); None starts from random weights, a MobileFaceNet of `size` and
+        `width`
     beside : cleaned rows without an age (CelebA's) or with one outside 18..65, for recipes that give them
         places in a batch
     recipe : PUBLISHED or OURS, COVERED or OCULAR, or one made from them with `_replace`. With its `every_age` the
@@ -768,6 +769,8 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
     model = pretrained or gender_classifier(mobilefacenet(size, width))
     if "age" not in model.output_names:
         model = add_age_branch(model, ages=ages)
+    elif model.output["age"].shape[-1] != ages:
+        raise ValueError(f"the recipe learns {ages} ages, and the network has {model.output['age'].shape[-1]}")
     size, eyes = model.input_shape[2], recipe.eyes
     places = recipe.beside if beside is not None and len(beside) else 0
     everything = learn

@@ -15,6 +15,9 @@ def networks():
     yield "odd size", lambda: models.age_gender(models.mobilefacenet(45, 0.25), dropout=0.0, ages=117)
     # 5x5 kernels, ReLU6, channels that are no multiple of 16
     yield "efficientnet", lambda: models.age_gender(models.efficientnet_lite0(40), dropout=0.0)
+    # masks, pooling over the edge, enlarging, and a softmax that another head is told
+    yield "attention", lambda: models.tell_gender(models.residual_attention(46), dropout=0.0)
+    yield "resnet", lambda: models.age_gender(models.resnet(40), dropout=0.0)
 
 
 @needs_torch

@@ -1,9 +1,23 @@
 """The networks of the course.
 
 `models.mobilefacenet` is the function; its module's other names are here as well, and those of `light`, `mobile`,
-`face_resnet`, `transfer` and `classic`.
+`face_resnet`, `transfer`, `classic` and `attention`.
 """
 
+from fag_utils.models.attention import (
+    ATTENTION,
+    ATTENTION_PUBLISHED,
+    RESNETS,
+    attention_maps,
+    attention_module,
+    ensemble,
+    grad_cam,
+    residual_attention,
+    residual_unit,
+    resnet,
+    soft_mask,
+    tell_gender,
+)
 from fag_utils.models.checkpoints import WeightsError
 from fag_utils.models.classic import (
     ALEXNET,
@@ -62,6 +76,8 @@ from fag_utils.models.transfer import Cosine, blocks, face_recogniser_head, feat
 
 __all__ = [
     "ALEXNET",
+    "ATTENTION",
+    "ATTENTION_PUBLISHED",
     "CLASSIC_PUBLISHED",
     "EFFICIENTNET_LITE0",
     "EFFICIENTNET_LITE0_PUBLISHED",
@@ -71,6 +87,7 @@ __all__ = [
     "MOBILE_PUBLISHED",
     "PUBLISHED",
     "RECIPES",
+    "RESNETS",
     "SQUEEZENET",
     "TABLES",
     "VGG16",
@@ -80,6 +97,8 @@ __all__ = [
     "add_age_branch",
     "age_gender",
     "alexnet",
+    "attention_maps",
+    "attention_module",
     "begin_with",
     "blocks",
     "bottleneck",
@@ -87,6 +106,7 @@ __all__ = [
     "count",
     "depthwise",
     "efficientnet_lite0",
+    "ensemble",
     "face_recogniser",
     "face_recogniser_head",
     "face_resnet",
@@ -95,6 +115,7 @@ __all__ = [
     "gender_classifier",
     "gilnet",
     "global_depthwise",
+    "grad_cam",
     "group_gender",
     "imagenet_classifier",
     "layer_table",
@@ -109,8 +130,13 @@ __all__ = [
     "normalise",
     "normalise_relu6",
     "read_vgg_face",
+    "residual_attention",
+    "residual_unit",
+    "resnet",
+    "soft_mask",
     "squeezenet",
     "squeezenet_classifier",
+    "tell_gender",
     "vgg_face",
     "widen",
     "with_classes",
