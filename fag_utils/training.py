@@ -255,7 +255,7 @@ class KerasEngine:
         step = keras.callbacks.LambdaCallback(
             on_train_batch_end=lambda batch, logs: on_step(),
             on_epoch_end=lambda epoch, logs: plain.update(weights=self.model.get_weights()))
-        logs = self.model.fit(data, steps_per_epoch=steps, verbose=0, callbacks=[step]).history
+        logs = self.model.fit(data, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[step]).history
         self.model.set_weights(plain["weights"])
         return {key: values[-1] for key, values in _named(logs).items()}
 
@@ -469,17 +469,23 @@ def embed(backbone, crops, size, engine="keras"):
 
         network = fast.FastModel(keras.Model(backbone.input, {"embedding": backbone.output}))
         return np.concatenate([network.features(pictures)["embedding"] for pictures in data])
-    return backbone.predict(data, verbose=0)
+    function = tf.function(lambda x: backbone(x, training=False), reduce_retracing=True)
+    return np.concatenate([function(pictures).numpy() for pictures in data])
 
 
-def predict(model, crops, size, mirror=False):
+def predict(model, crops, size, mirror=False, engine="keras"):
     """Outputs of a model for stored crops, not augmented: dict of arrays (n, 48) and (n, 2).
 
     mirror : average them with the outputs for the mirror images, as a `Predictor` does
+    engine : what computes them, "keras" or "fast" (see `fast`)
     """
     if mirror:
-        views = [predict(model, view, size) for view in (crops, crops[:, :, ::-1])]
+        views = [predict(model, view, size, engine=engine) for view in (crops, crops[:, :, ::-1])]
         return {head: (views[0][head] + views[1][head]) / 2 for head in views[0]}
+    if engine == "fast":
+        answer = answering(model, engine)
+        parts = [answer(pictures) for pictures in batches.in_order(crops, size)]
+        return {head: np.concatenate([part[head] for part in parts]) for head in parts[0]}
     outputs = model.predict(batches.in_order(crops, size), verbose=0)
     return outputs if isinstance(outputs, dict) else dict(zip(model.output_names, outputs, strict=True))
 
