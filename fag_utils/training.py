@@ -309,7 +309,7 @@ class KerasEngine:
         step = keras.callbacks.LambdaCallback(
             on_train_batch_end=lambda batch, logs: on_step(),
             on_epoch_end=lambda epoch, logs: plain.update(weights=self.model.get_weights()))
-        logs = self.model.fit(data, steps_per_epoch=steps, verbose=0, callbacks=[step]).history
+        logs = self.model.fit(data, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[step]).history
         self.model.set_weights(plain["weights"])
         return {key: values[-1] for key, values in _named(logs).items()}
 
@@ -558,19 +558,26 @@ def embed(backbone, crops, size, engine="keras"):
 
         network = fast.FastModel(keras.Model(backbone.input, {"embedding": backbone.output}))
         return np.concatenate([network.features(pictures)["embedding"] for pictures in data])
-    return backbone.predict(data, verbose=0)
+    function = tf.function(lambda x: backbone(x, training=False), reduce_retracing=True)
+    return np.concatenate([function(pictures).numpy() for pictures in data])
 
 
-def predict(model, crops, size, mirror=False, eyes=None):
+def predict(model, crops, size, mirror=False, eyes=None, engine="keras"):
     """Outputs of a model for stored crops, not augmented: dict of arrays (n, 48) and (n, 2).
 
     mirror : average them with the outputs for the mirror images, as a `Predictor` does
     eyes : for a network that sees the region of the eyes alone, `size` pixels wide (see `batches.see`)
+    engine : what computes them, "keras" or "fast" (see `fast`)
     """
     if mirror:
-        views = [predict(model, view, size, eyes=eyes) for view in (crops, crops[:, :, ::-1])]
+        views = [predict(model, view, size, eyes=eyes, engine=engine) for view in (crops, crops[:, :, ::-1])]
         return {head: (views[0][head] + views[1][head]) / 2 for head in views[0]}
-    outputs = model.predict(batches.in_order(crops, size, eyes=eyes), verbose=0)
+    data = batches.in_order(crops, size, eyes=eyes)
+    if engine == "fast":
+        answer = answering(model, engine)
+        parts = [answer(pictures) for pictures in data]
+        return {head: np.concatenate([part[head] for part in parts]) for head in parts[0]}
+    outputs = model.predict(data, verbose=0)
     return outputs if isinstance(outputs, dict) else dict(zip(model.output_names, outputs, strict=True))
 
 
