@@ -215,11 +215,11 @@ def attention_maps(model, pictures):
 
     pictures : (n, size, size, 3), 0..255. ValueError for a network without such modules
     """
-    masks = {layer.name.removesuffix("_mask"): layer.output for layer in model.layers if layer.name.endswith("_mask")}
+    masks = {layer.name.removesuffix("_mask"): keras.ops.mean(layer.output, axis=-1)
+             for layer in model.layers if layer.name.endswith("_mask")}
     if not masks:
         raise ValueError(f"{model.name} has no attention modules")
-    found = keras.Model(model.input, masks).predict(np.asarray(pictures, "float32"), verbose=0)
-    return {name: mask.mean(axis=-1) for name, mask in found.items()}
+    return keras.Model(model.input, masks).predict(np.asarray(pictures, "float32"), verbose=0)
 
 
 def last_map(model, least=7):
