@@ -94,7 +94,8 @@ def folds_in_words(peers):
     easier = peers["validation_fold"]["plain first try"]
     return ("**Mind the folds.** The public models were measured on UTKFace's test fold, ours on the validation "
             f"fold, the easier one. There the plain first try has {easier['gender_accuracy']:.1f} %, "
-            f"{easier['mae']:.2f} and {easier['mae_of_groups']:.2f} years: compare ours with these three, and leave such a margin elsewhere.")
+            f"{easier['mae']:.2f} and {easier['mae_of_groups']:.2f} years: compare ours with these "
+            "three, and leave such a margin elsewhere.")
 
 
 def lfw_in_words(report, peers):
