@@ -196,7 +196,8 @@ def test_nothing_to_learn_is_said():
 
 def test_validation_rows_never_teach_gender_either(monkeypatch, tmp_path):
     seen = {}
-    monkeypatch.setattr(batches, "load_crops", lambda paths, size: np.zeros((len(list(paths)), 97, 97, 3), "uint8"))
+    monkeypatch.setattr(
+        batches, "load_crops", lambda paths, size, eyes=None: np.zeros((len(list(paths)), 97, 97, 3), "uint8"))
     monkeypatch.setattr(training, "fit", lambda model, crops, table, *a, **k: seen.update(table=table))
     table = cleaned()
     training.train_multitask(table, tmp_path, beside=cleaned(), epochs=1, width=0.125)
