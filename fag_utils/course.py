@@ -1,5 +1,7 @@
 """What every notebook needs to begin: folders, seeds, quiet logs, and the figures of the full runs."""
 
+import contextlib
+import errno
 import inspect
 import json
 import logging
@@ -114,6 +116,25 @@ def quiet():
         os.dup2(kept, 2)
         os.close(kept)
         os.close(closed)
+
+
+@contextlib.contextmanager
+def writing(folder):
+    """Say in words what the system says of a full disk, or of a folder in which nothing can be written: OSError."""
+    try:
+        yield
+    except OSError as problem:
+        # HDF5 tells the number in its text only.
+        number = problem.errno or next((n for n in _UNWRITABLE if f"errno = {n}," in str(problem)), None)
+        if number not in _UNWRITABLE:
+            raise
+        raise OSError(number, f"{_UNWRITABLE[number]}; what was finished is kept, and the next call goes on from "
+                      f"there ({problem})", str(folder)) from problem
+
+
+_UNWRITABLE = dict.fromkeys([errno.ENOSPC, errno.EDQUOT], "the disk is full: make room, or choose another folder")
+_UNWRITABLE |= dict.fromkeys([errno.EROFS, errno.EACCES, errno.EPERM], "nothing can be written here: choose a folder "
+                             "of your own, for notebooks with the environment variable FAG_WORK")
 
 
 def _unraisable(problem):
