@@ -192,6 +192,8 @@ _alone = threading.Lock()  # the detectors' networks answer one thread at a time
 def _task(job):
     with _alone:
         _one_thread()
+        if Path(job.part).exists():  # Dask asks again when a worker died, which only held how many there were
+            return len(job.rows)
         if not Path(job.crops).is_dir():
             raise FileNotFoundError(f"{job.crops} isn't there: every worker must see it, and the pictures, as here")
         if job.rules != _rules():

@@ -4,7 +4,10 @@ Both trainings share one loop, `fit`: an epoch is one array of row numbers (see 
 written after each, and a run that was killed goes on after the last one with the same batches.
 """
 
+import functools
+import hashlib
 import json
+import os
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +19,7 @@ import tensorflow as tf
 from keras import ops
 from tqdm.auto import tqdm
 
-from fag_utils import batches, labels
+from fag_utils import batches, course, labels
 from fag_utils.models import add_age_branch, gender_classifier, mobilefacenet
 from fag_utils.table import hash_fold
 
@@ -238,8 +241,12 @@ class KerasEngine:
         return self.model.get_weights()
 
 
-def _engine(name):
-    """The class that computes the steps: "keras", or "fast" where that can be had."""
+def _engine(name, devices="one"):
+    """What makes the object that computes the steps: "keras", or "fast" where that can be had and on one device."""
+    if devices != "one":
+        from fag_utils.devices import SharedEngine, strategy
+
+        return functools.partial(SharedEngine, strategy=strategy(devices))
     if name == "keras":
         return KerasEngine
     from fag_utils import fast
@@ -250,7 +257,7 @@ def _engine(name):
 
 
 def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=None, seed=0,
-        progress=True, on_epoch=None, engine="keras", teacher=None):
+        progress=True, on_epoch=None, engine="keras", teacher=None, devices="one"):
     """Train a model; interrupted, it goes on from its last finished epoch when called again.
 
     Parameters
@@ -262,6 +269,8 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     on_epoch : function(history DataFrame), called after each epoch, for live curves
     engine : what computes the steps, "keras" or "fast" (see `fast`)
     teacher : `Teacher` that sees the same pictures and gives its answers as targets, or None
+    devices : "one", "all" the GPUs of this machine, or the "workers" of a cluster; Keras computes on several, with the
+        losses of one (see `devices`)
 
     The model's weights are those of the trained network when this returns.
 
@@ -272,25 +281,29 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     pictures a second.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    if devices != "one":
+        engine = "keras"
+    with course.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     state_file, finished = folder / "state.json", folder / "finished.weights.h5"
     steps_per_epoch = len(epoch_rows(0))
     settings = {"recipe": recipe.name, "epochs": epochs, "rows": len(table), "steps": steps_per_epoch,
                 "seed": seed, "size": size, "model": model.name, "engine": engine,
-                "teacher": teacher and teacher.name}
+                "teacher": teacher and teacher.name, "pictures": _fingerprint(table)}
     history = []
     if state_file.exists():
         state = json.loads(state_file.read_text())
-        if state["settings"] != settings:
+        if any(settings[key] != value for key, value in state["settings"].items()):
             raise ValueError(
                 f"{folder} holds another training ({state['settings']}, now {settings}): "
                 "give this one another folder, or delete that one")
         history = state["history"]
         if finished.exists():
             model.load_weights(finished)
+            _finish(folder, history)
             return pd.DataFrame(history)
     keras.utils.set_random_seed(seed)
-    trainer = _engine(engine)(model, recipe, epochs * steps_per_epoch, steps_per_epoch)
+    trainer = _engine(engine, devices)(model, recipe, epochs * steps_per_epoch, steps_per_epoch)
     if history:
         # The checkpoint is named by its epoch: the state file, written last, says which one is whole.
         trainer.load(_checkpoint(folder, trainer, len(history)))
@@ -315,18 +328,43 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
             model.set_weights(trainer.averaged_weights())
             row |= _measure(model, *tuning, size)
         history.append(row)
-        _save_state(trainer, folder, state_file, {"settings": settings, "history": history})
+        if _is_first():
+            with course.writing(folder):
+                _save_state(trainer, folder, state_file, {"settings": settings, "history": history})
         bar.set_postfix({k: f"{v:.3g}" for k, v in row.items() if k in ("loss", "tune_mae", "tune_accuracy")})
         if on_epoch:
             on_epoch(pd.DataFrame(history))
     bar.close()
     model.set_weights(trainer.finish(dataset(epoch_rows(epochs - 1)[:64], epochs)))
-    model.save_weights(folder / "unfinished.weights.h5")
-    (folder / "unfinished.weights.h5").replace(finished)  # whole or not there
-    _checkpoint(folder, trainer, epochs).unlink(missing_ok=True)
-    history = pd.DataFrame(history)
-    history.to_csv(folder / "history.csv", index=False)
-    return history
+    if _is_first():
+        with course.writing(folder):
+            model.save_weights(folder / "unfinished.weights.h5")
+            (folder / "unfinished.weights.h5").replace(finished)  # whole or not there
+            _finish(folder, history)
+    return pd.DataFrame(history)
+
+
+def _finish(folder, history):
+    """What comes after the last weights; a kill in between is made up for at the next call."""
+    pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
+    for leftover in (*folder.glob("epoch-*"), *folder.glob("*.tmp"), *folder.glob("unfinished.*")):
+        leftover.unlink(missing_ok=True)
+
+
+def _is_first():
+    """Of several workers the first one writes."""
+    if "TF_CONFIG" not in os.environ:
+        return True
+    from fag_utils.devices import is_first
+
+    return is_first()
+
+
+def _fingerprint(table):
+    """Changes with the rows, their labels, and the pictures: a crop's folder is named by their sizes and dates."""
+    crops = ["/".join(Path(crop).parts[-3:]) if isinstance(crop, str) else "" for crop in table.get("crop", [])]
+    text = table[["age", "male"]].to_csv() + "\n".join(crops)
+    return hashlib.sha1(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
 def _checkpoint(folder, trainer, epoch):
@@ -470,7 +508,7 @@ def calibrate(probabilities, table):
 
 
 def pretrain_gender(table, folder, size=62, width=0.75, epochs=8, recipe=OURS, seed=0, progress=True,
-                    on_epoch=None, engine="keras"):
+                    on_epoch=None, engine="keras", devices="one"):
     """Train a gender classifier on the kept rows of a cleaned table (CelebA): (model, history).
 
     Only the fold "train" is used. Called again, it resumes, or loads what was finished.
@@ -484,12 +522,12 @@ def pretrain_gender(table, folder, size=62, width=0.75, epochs=8, recipe=OURS, s
         return batches.shuffled(learn, seed=1000 * seed + epoch)
 
     history = fit(model, crops, learn, epochs, recipe, epoch_rows, size, folder, (tuning_crops, tune), seed,
-                  progress, on_epoch, engine)
+                  progress, on_epoch, engine, devices=devices)
     return model, history
 
 
 def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=0.75, epochs=40,
-                    recipe=OURS, seed=0, progress=True, on_epoch=None, engine="keras", teachers=()):
+                    recipe=OURS, seed=0, progress=True, on_epoch=None, engine="keras", teachers=(), devices="one"):
     """Train age and gender on the kept rows of a cleaned table: (model, history).
 
     Parameters
@@ -503,6 +541,7 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
         tells 117 ages apart: `models.narrow` makes the 48 of it.
     engine : what computes the steps, "keras" or "fast" (see `fast`)
     teachers : trained networks with the recipe's ages to learn from (see `Teacher`)
+    devices : what shares the steps, "one", "all" or "workers" (see `fit`)
     """
     known = labels.age_group(table["age"].fillna(-1)) >= 0
     learn, tune = split(table[known & table["male"].notna()])
@@ -539,7 +578,7 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
         teacher = Teacher(teachers, {s: batches.load_crops(everything["crop"], s) for s in sizes}, engine)
     tuning = (batches.load_crops(tune["crop"], size), tune)
     history = fit(model, crops, everything, epochs, recipe, epoch_rows, size, folder, tuning, seed, progress,
-                  on_epoch, engine, teacher)
+                  on_epoch, engine, teacher, devices)
     return model, history
 
 
