@@ -51,7 +51,7 @@ MEASURES = ["width", "height", "sharpness", "faces", "face_score", "crop",
 
 
 class ChangedError(RuntimeError):
-    """A picture is not what it was when the cleaning began, or a worker of a cluster would judge it by other rules."""
+    """A picture is not what it was when the cleaning began, or a worker of a cluster would judge by other rules."""
 
 
 class Job(NamedTuple):
@@ -112,8 +112,7 @@ def clean(table, work, processes=None, progress=True, client=None):
         with tqdm(total=sum(len(job.rows) for job in jobs), unit="picture", disable=not progress or not jobs) as bar:
             for n in _on_cluster(jobs, client) if client else _each(jobs, min(processes, len(jobs))):
                 bar.update(n)
-        for leftover in folder.glob("part-*.unfinished"):  # of processes that were killed
-            leftover.unlink(missing_ok=True)
+        course.tidy(folder)
     measured = [_read(_finished(part)) for part in parts]
     result = table.reset_index(drop=True)
     if measured:
@@ -233,18 +232,15 @@ def _chunk(job):
                                "call again when nothing writes to the set any more")
     measures = pd.DataFrame(measures).reindex(columns=MEASURES)
     part = Path(job.part)
-    # A killed process must not leave half a part behind; on two machines the same process number may occur.
-    unfinished = part.with_name(f"{part.name}-{uuid.uuid4().hex}.unfinished")
+    unfinished = course.unfinished(part)  # a killed process must not leave half a part behind
     try:
         if part.suffix == ".parquet":
             measures.to_parquet(unfinished, index=False)
         else:
             measures.to_csv(unfinished, index=False)
         unfinished.replace(part)
-    except BaseException:
+    finally:
         unfinished.unlink(missing_ok=True)
-        if not part.exists():  # else another call has just finished this chunk, and tidied up
-            raise
     return len(job.rows)
 
 

@@ -6,9 +6,11 @@ import inspect
 import json
 import logging
 import os
+import platform
 import random
 import re
 import sys
+import uuid
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -135,6 +137,26 @@ def writing(folder):
 _UNWRITABLE = dict.fromkeys([errno.ENOSPC, errno.EDQUOT], "the disk is full: make room, or choose another folder")
 _UNWRITABLE |= dict.fromkeys([errno.EROFS, errno.EACCES, errno.EPERM], "nothing can be written here: choose a folder "
                              "of your own, for notebooks with the environment variable FAG_WORK")
+
+
+def unfinished(path):
+    """A name beside `path` for what will be moved there once it is whole; no other process uses it."""
+    return path.with_name(f"{path.name}-{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.unfinished")
+
+
+def tidy(folder):
+    """Delete what processes of this machine that are no more left unfinished in a folder."""
+    if os.name != "posix":
+        return
+    for file in folder.glob("*.unfinished"):
+        name, pid, _ = file.stem.rsplit("-", 2)
+        if name.endswith(f"-{platform.node()}"):
+            try:
+                os.kill(int(pid), 0)  # signal 0: only ask
+            except ProcessLookupError:
+                file.unlink(missing_ok=True)
+            except PermissionError:
+                pass  # it lives, and is another user's
 
 
 def _unraisable(problem):

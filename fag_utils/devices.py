@@ -1,9 +1,9 @@
 """Training on several devices, of one machine or of many, with the losses that one device would have.
 
-A batch is made whole, with the composition that the recipe asks for, and then cut into a part for each device: so what is
-learned from doesn't depend on how many there are, and 3 devices share 128 pictures as 42, 43 and 43. Everything that one
-device computes over a batch is summed over the parts: the loss, the gradients, batch norm's statistics (Zhang et al.
-2018, "Context Encoding for Semantic Segmentation", synchronised batch norm), and dropout is drawn for the whole batch.
+A batch is made whole, with the composition that the recipe asks for, and then cut into a part for each device: so what
+is learned from doesn't depend on how many there are, and 3 devices share 128 pictures as 42, 43 and 43. Everything that
+one device computes over a batch is summed over the parts: the loss, the gradients, batch norm's statistics (Zhang et
+al. 2018, "Context Encoding for Semantic Segmentation"), and dropout is drawn for the whole batch.
 
     python -m fag_utils.devices 2 program.py ...      # two workers on this machine, as two machines would be
 
@@ -154,14 +154,15 @@ class SharedEngine(training.KerasEngine):
 
         # The sums are the same on all devices: the optimizer takes those of the first, and updates every copy.
         result = self.strategy.run(on_device, args=(batch,))
-        gradients, sums = tf.nest.map_structure(lambda value: self.strategy.experimental_local_results(value)[0], result)
+        first = tf.nest.map_structure(lambda value: self.strategy.experimental_local_results(value)[0], result)
+        gradients, sums = first
         self.model.optimizer.apply(gradients, variables)
         for layer in self.dropouts:
             layer.seed_generator.state.assign_add([0, 1])
         return {**sums, "loss": tf.stack([sums["loss"], 1.0])}
 
     def _losses(self, outputs, targets, weights, whole):
-        """This part's share of the loss, as Keras' `fit` has it: the mean over the whole batch; and of the metrics."""
+        """This part's share of the loss, which as in Keras' `fit` is a mean over the whole batch, and of the metrics."""
         loss, sums = 0.0, {}
         for head, output in outputs.items():
             target, weight = targets[head], weights[head]
@@ -184,15 +185,16 @@ def launch(number, command, restarts=10):
     """
     for _ in range(restarts + 1):
         workers = _start(number, command)
-        while True:
-            states = [worker.poll() for worker in workers]
-            failed = [state for state in states if state]
-            if failed or all(state == 0 for state in states):
-                break
-            time.sleep(0.1)
-        for worker in workers:
-            worker.kill()
-            worker.wait()
+        try:
+            failed, states = [], [None]
+            while not failed and None in states:
+                time.sleep(0.1)
+                states = [worker.poll() for worker in workers]
+                failed = [state for state in states if state]
+        finally:
+            for worker in workers:
+                worker.kill()
+                worker.wait()
         if not failed:
             return 0
         print(f"a worker ended with status {failed[0]}: all are started again", file=sys.stderr, flush=True)

@@ -269,8 +269,8 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     on_epoch : function(history DataFrame), called after each epoch, for live curves
     engine : what computes the steps, "keras" or "fast" (see `fast`)
     teacher : `Teacher` that sees the same pictures and gives its answers as targets, or None
-    devices : "one", "all" the GPUs of this machine, or the "workers" of a cluster; Keras computes on several, with the
-        losses of one (see `devices`)
+    devices : "one", "all" the GPUs of this machine, or the "workers" of a cluster; Keras computes on several, with
+        the losses of one (see `devices`)
 
     The model's weights are those of the trained network when this returns.
 
@@ -307,7 +307,7 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     if history:
         # The checkpoint is named by its epoch: the state file, written last, says which one is whole.
         trainer.load(_checkpoint(folder, trainer, len(history)))
-    crops = tf.convert_to_tensor(crops)  # once: every epoch's batches are gathered from the same memory
+    crops = batches.ready(crops)  # once: every epoch's batches are gathered from the same memory
     bar = tqdm(total=epochs * steps_per_epoch, initial=len(history) * steps_per_epoch, unit="step",
                disable=not progress or len(history) >= epochs)
 
@@ -416,7 +416,7 @@ class Teacher:
 
     def __init__(self, networks, crops, engine="keras"):
         self.name = ", ".join(network.name for network in networks)
-        self.crops = {size: tf.convert_to_tensor(stored) for size, stored in crops.items()}
+        self.crops = {size: batches.ready(stored) for size, stored in crops.items()}
         self.networks = [(network.input_shape[1], answering(network, engine)) for network in networks]
 
     def taught(self, data, table, rows, see, recipe):
@@ -516,7 +516,7 @@ def pretrain_gender(table, folder, size=62, width=0.75, epochs=8, recipe=OURS, s
     learn, tune = split(table[table["male"].notna()])
     keras.utils.set_random_seed(seed)
     model = gender_classifier(mobilefacenet(size, width))
-    crops, tuning_crops = (batches.load_crops(part["crop"], size) for part in (learn, tune))
+    crops, tuning_crops = batches.open_crops(learn["crop"], size), batches.load_crops(tune["crop"], size)
 
     def epoch_rows(epoch):
         return batches.shuffled(learn, seed=1000 * seed + epoch)
@@ -555,7 +555,7 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
         extra = beside[beside["keep"] & beside["male"].notna()]
         extra = extra[extra["fold"] == "train"]  # never a picture of a fold that is measured on
         everything = pd.concat([learn, extra], ignore_index=True)
-    crops = batches.load_crops(everything["crop"], size)
+    crops = batches.open_crops(everything["crop"], size)
     steps = max(1, len(learn) // (batches.BATCH_SIZE - places))
 
     def epoch_rows(epoch):
@@ -575,7 +575,7 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
     teacher = None
     if teachers:
         sizes = {network.input_shape[1] for network in teachers}
-        teacher = Teacher(teachers, {s: batches.load_crops(everything["crop"], s) for s in sizes}, engine)
+        teacher = Teacher(teachers, {s: batches.open_crops(everything["crop"], s) for s in sizes}, engine)
     tuning = (batches.load_crops(tune["crop"], size), tune)
     history = fit(model, crops, everything, epochs, recipe, epoch_rows, size, folder, tuning, seed, progress,
                   on_epoch, engine, teacher, devices)

@@ -29,8 +29,8 @@ import book  # noqa: E402
 import requirements  # noqa: E402
 
 # The order of the way of the data: a module imports from those before it, never from those after it.
-ORDER = ["labels", "table", "course", "datasets", "runtimes", "faces", "cleaning", "occlusion", "batches", "models",
-         "training", "evaluation", "plots", "predictor", "export", "video", "widgets"]
+ORDER = ["labels", "table", "course", "datasets", "runtimes", "faces", "cleaning", "occlusion", "packed", "batches",
+         "models", "training", "evaluation", "plots", "predictor", "export", "video", "widgets"]
 
 
 def run(*command, cwd=ROOT, **environment):
