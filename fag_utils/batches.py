@@ -146,7 +146,7 @@ IN_MEMORY = 4e9  # bytes
 
 
 def open_crops(paths, size):
-    """As `load_crops`; but more than IN_MEMORY bytes stay on disk, as `packed.Crops`: batches are picked from there."""
+    """As `load_crops`; but more than IN_MEMORY bytes stay on disk, as `packed.Crops`."""
     paths, side = list(paths), stored_side(size)
     if len(paths) * side * side * 3 > IN_MEMORY and packed.can_pack(paths):
         return packed.Crops(paths, side)

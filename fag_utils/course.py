@@ -69,9 +69,10 @@ class Run:
     def save(self, name, figures):
         """Write a dict or DataFrame to data/results/NAME.json or .csv; full scale only.
 
-        Returns the path, or None at classroom scale: its figures are never kept as results.
+        Returns the path, or None at classroom scale: its figures are never kept as results. Of several workers one
+        writes.
         """
-        if not self.full:
+        if not self.full or not is_first():
             return None
         folder = (self._root or Path.cwd()) / "data" / "results"
         folder.mkdir(parents=True, exist_ok=True)
@@ -137,6 +138,11 @@ def writing(folder):
 _UNWRITABLE = dict.fromkeys([errno.ENOSPC, errno.EDQUOT], "the disk is full: make room, or choose another folder")
 _UNWRITABLE |= dict.fromkeys([errno.EROFS, errno.EACCES, errno.EPERM], "nothing can be written here: choose a folder "
                              "of your own, for notebooks with the environment variable FAG_WORK")
+
+
+def is_first():
+    """Is this the one that writes checkpoints and results? Of the workers of a cluster (see `devices`), the first."""
+    return json.loads(os.environ.get("TF_CONFIG") or "{}").get("task", {}).get("index", 0) == 0
 
 
 def unfinished(path):

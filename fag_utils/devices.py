@@ -1,9 +1,9 @@
 """Training on several devices, of one machine or of many, with the losses that one device would have.
 
-A batch is made whole, with the composition that the recipe asks for, and then cut into a part for each device: so what
-is learned from doesn't depend on how many there are, and 3 devices share 128 pictures as 42, 43 and 43. Everything that
-one device computes over a batch is summed over the parts: the loss, the gradients, batch norm's statistics (Zhang et
-al. 2018, "Context Encoding for Semantic Segmentation"), and dropout is drawn for the whole batch.
+A batch is made whole, with the composition that the recipe asks for, and then cut into a part for each device: so
+what is learned from doesn't depend on how many there are, and 3 devices share 128 pictures as 42, 43 and 43. What one
+device computes over a batch is summed over the parts: the loss, the gradients, batch norm's statistics (Zhang et al.
+2018, "Context Encoding for Semantic Segmentation"); and dropout is drawn for the whole batch.
 
     python -m fag_utils.devices 2 program.py ...      # two workers on this machine, as two machines would be
 
@@ -44,11 +44,6 @@ def strategy(devices):
                              '{"cluster": {"worker": ["host1:port", ...]}, "task": {"type": "worker", "index": 0}}')
         return tf.distribute.MultiWorkerMirroredStrategy()
     return tf.distribute.MirroredStrategy(tf.config.list_logical_devices("GPU") or None) if devices == "all" else None
-
-
-def is_first():
-    """Is this the worker that writes checkpoints and results? True where there is only one."""
-    return json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {}).get("index", 0) == 0
 
 
 def parts(n, devices):
@@ -162,7 +157,7 @@ class SharedEngine(training.KerasEngine):
         return {**sums, "loss": tf.stack([sums["loss"], 1.0])}
 
     def _losses(self, outputs, targets, weights, whole):
-        """This part's share of the loss, which as in Keras' `fit` is a mean over the whole batch, and of the metrics."""
+        """This part's share of the loss, a mean over the whole batch as in Keras' `fit`, and of the metrics."""
         loss, sums = 0.0, {}
         for head, output in outputs.items():
             target, weight = targets[head], weights[head]

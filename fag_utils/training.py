@@ -7,7 +7,6 @@ written after each, and a run that was killed goes on after the last one with th
 import functools
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -328,7 +327,7 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
             model.set_weights(trainer.averaged_weights())
             row |= _measure(model, *tuning, size)
         history.append(row)
-        if _is_first():
+        if course.is_first():
             with course.writing(folder):
                 _save_state(trainer, folder, state_file, {"settings": settings, "history": history})
         bar.set_postfix({k: f"{v:.3g}" for k, v in row.items() if k in ("loss", "tune_mae", "tune_accuracy")})
@@ -336,7 +335,7 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
             on_epoch(pd.DataFrame(history))
     bar.close()
     model.set_weights(trainer.finish(dataset(epoch_rows(epochs - 1)[:64], epochs)))
-    if _is_first():
+    if course.is_first():
         with course.writing(folder):
             model.save_weights(folder / "unfinished.weights.h5")
             (folder / "unfinished.weights.h5").replace(finished)  # whole or not there
@@ -349,15 +348,6 @@ def _finish(folder, history):
     pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
     for leftover in (*folder.glob("epoch-*"), *folder.glob("*.tmp"), *folder.glob("unfinished.*")):
         leftover.unlink(missing_ok=True)
-
-
-def _is_first():
-    """Of several workers the first one writes."""
-    if "TF_CONFIG" not in os.environ:
-        return True
-    from fag_utils.devices import is_first
-
-    return is_first()
 
 
 def _fingerprint(table):

@@ -15,12 +15,12 @@ import pytest
 from test_training import FIGURES, SMALL, train
 
 import fag_utils
-from fag_utils import batches, devices
+from fag_utils import batches, course, devices
 
 START = textwrap.dedent("""
     import json, os, sys, time
     import tensorflow as tf
-    from fag_utils import devices
+    from fag_utils import course, devices
     kind, folder = sys.argv[1:]
     if kind == "workers":
         devices.strategy(kind)
@@ -34,7 +34,7 @@ START = textwrap.dedent("""
     """) + SMALL.replace("progress=False,", "progress=False, devices=kind,") + textwrap.dedent("""
     # Slow enough to be killed between two checkpoints.
     model, history = train(folder, (lambda h: time.sleep(0.5)) if kind == "workers" else None)
-    if devices.is_first():
+    if course.is_first():
         history.to_pickle(f"{folder}/history.pkl")
     """)
 
@@ -112,4 +112,4 @@ def test_what_can_not_be_shared_is_said(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     with pytest.raises(ValueError, match="TF_CONFIG on every machine"):
         devices.strategy("workers")
-    assert devices.is_first()
+    assert course.is_first()
