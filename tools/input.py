@@ -1,4 +1,4 @@
-"""What reading the crops costs: data/results/04_formats.csv, ways to store them, and 04_input.json, the share of a step.
+"""What reading the crops costs: 04_formats.csv in data/results, ways to store them, 04_input.json, share of a step.
 
     python tools/input.py FOLDER [--pictures 4096] [--steps 30]
 

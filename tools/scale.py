@@ -4,8 +4,8 @@
     python tools/scale.py FOLDER 2000 --cluster               # on a Dask cluster of as many workers
 
 FOLDER holds the real sets (data/README.md). Pictures of UTKFace, under other names (links), are cleaned by a fresh
-process, into a folder that is deleted afterwards. A row remembers how busy the machine was when it began: times are worth
-comparing where `load` was near 0. A row takes the place of an older one of the same number and way.
+process, into a folder that is deleted afterwards. A row remembers how busy the machine was when it began: times can
+be compared where `load` was near 0. A row takes the place of an older one of the same number and way.
 """
 
 import argparse
