@@ -43,7 +43,7 @@ def strategy(devices):
             raise ValueError('devices="workers" needs the environment variable TF_CONFIG on every machine: '
                              '{"cluster": {"worker": ["host1:port", ...]}, "task": {"type": "worker", "index": 0}}')
         return tf.distribute.MultiWorkerMirroredStrategy()
-    return tf.distribute.MirroredStrategy(tf.config.list_logical_devices("GPU") or None) if devices == "all" else None
+    return tf.distribute.MirroredStrategy() if devices == "all" else None
 
 
 def parts(n, devices):

@@ -399,6 +399,12 @@ def test_strip_keeps_results_and_drops_what_differs():
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
 
 
+def test_the_plan_for_many_devices_follows_from_what_was_measured():
+    import plan
+
+    assert not plan.main(check=True), "docs/teaching.md is out of step: python tools/plan.py"
+
+
 def test_every_target_that_the_makefile_explains_is_there():
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     explained = set(re.findall(r"^# make (\w+)", text, re.M))

@@ -67,7 +67,8 @@ def plan():
         for name, step in (("best case", compute), ("waiting for launches", max(compute, BACKWARD * B0_LATENCY))):
             whole = max(step + gradients + statistics, prepare)
             hours = batches.STEPS * whole / 3600
-            parts = {"compute": step, "gradients": gradients, "batch_norm": statistics, "input": prepare, "step": whole}
+            parts = {"compute": step, "gradients": gradients, "batch_norm": statistics, "input": prepare,
+                     "step": whole}
             rows.append({"devices": f"{devices} x H100", "estimate": name, "hours": hours,
                          **{f"{part}_ms": 1e3 * seconds for part, seconds in parts.items()},
                          "dollars_low": hours * devices * PRICE[0], "dollars_high": hours * devices * PRICE[1]})
@@ -87,8 +88,8 @@ def section(table):
         lines.append("| " + " | ".join(cells) + " |")
     (one, eight, many), (one_slow, eight_slow, many_slow) = (
         table.loc[table["estimate"] == name, "hours"] for name in ("best case", "waiting for launches"))
-    words = (f"Eight are {one / eight:.2f} times as fast as one in the best case, and {one_slow / eight_slow:.2f} times "
-             f"when waiting for launches; sixty-four {one / many:.2f} and {one_slow / many_slow:.2f} times. "
+    words = (f"Eight are {one / eight:.2f} times as fast as one in the best case, and {one_slow / eight_slow:.2f} "
+             f"times when waiting for launches; sixty-four {one / many:.2f} and {one_slow / many_slow:.2f} times. "
              f"(EfficientNet-B0, with a much larger batch on each, is {B0_TRAINING[8] / B0_TRAINING[1]:.1f} times as "
              f"fast on eight A100 as on one, and {B0_TRAINING[16] / B0_TRAINING[1]:.1f} times on sixteen.)")
     return "\n".join([*lines, "", words]) + "\n"
