@@ -4,6 +4,8 @@ Both trainings share one loop, `fit`: an epoch is one array of row numbers (see 
 written after each, and a run that was killed goes on after the last one with the same batches.
 """
 
+import functools
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -16,7 +18,7 @@ import tensorflow as tf
 from keras import ops
 from tqdm.auto import tqdm
 
-from fag_utils import batches, cleaning, faces, labels, occlusion
+from fag_utils import batches, cleaning, course, faces, labels, occlusion
 from fag_utils.models import (
     Cosine,
     add_age_branch,
@@ -330,8 +332,12 @@ class KerasEngine:
         return self.model.get_weights()
 
 
-def _engine(name):
-    """The class that computes the steps: "keras", or "fast" where that can be had."""
+def _engine(name, devices="one"):
+    """What makes the object that computes the steps: "keras", or "fast" where that can be had and on one device."""
+    if devices != "one":
+        from fag_utils.devices import SharedEngine, strategy
+
+        return functools.partial(SharedEngine, strategy=strategy(devices))
     if name == "keras":
         return KerasEngine
     from fag_utils import fast
@@ -342,7 +348,7 @@ def _engine(name):
 
 
 def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=None, seed=0,
-        progress=True, on_epoch=None, engine="keras", teacher=None, points=None):
+        progress=True, on_epoch=None, engine="keras", teacher=None, points=None, devices="one"):
     """Train a model; interrupted, it goes on from its last finished epoch when called again.
 
     Parameters
@@ -357,6 +363,8 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     teacher : `Teacher` that sees the same pictures and gives its answers as targets, or None
     size : of the pictures in pixels; where the recipe sees the eyes alone, the width
     points : landmarks of the crops, (n, 5, 2), for recipes that draw masks (see `batches.see`), or None
+    devices : "one", "all" the GPUs of this machine, or the "workers" of a cluster; Keras computes on several, with
+        the losses of one (see `devices`)
 
     The model's weights are those of the trained network when this returns.
 
@@ -367,31 +375,35 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     pictures a second.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    if devices != "one":
+        engine = "keras"
+    with course.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     state_file, finished = folder / "state.json", folder / "finished.weights.h5"
     steps_per_epoch = len(epoch_rows(0))
     settings = {"recipe": recipe.name, "epochs": epochs, "rows": len(table), "steps": steps_per_epoch,
                 "seed": seed, "size": size, "model": model.name, "engine": engine,
-                "teacher": teacher and teacher.name}
+                "teacher": teacher and teacher.name, "pictures": _fingerprint(table)}
     if not all(layer.trainable for layer in model.layers):
         settings["learns"] = sum(layer.trainable for layer in model.layers)
     history = []
     if state_file.exists():
         state = json.loads(state_file.read_text())
-        if state["settings"] != settings:
+        if any(settings[key] != value for key, value in state["settings"].items()):
             raise ValueError(
                 f"{folder} holds another training ({state['settings']}, now {settings}): "
                 "give this one another folder, or delete that one")
         history = state["history"]
         if finished.exists():
             model.load_weights(finished)
+            _finish(folder, history)
             return pd.DataFrame(history)
     keras.utils.set_random_seed(seed)
-    trainer = _engine(engine)(model, recipe, epochs * steps_per_epoch, steps_per_epoch)
+    trainer = _engine(engine, devices)(model, recipe, epochs * steps_per_epoch, steps_per_epoch)
     if history:
         # The checkpoint is named by its epoch: the state file, written last, says which one is whole.
         trainer.load(_checkpoint(folder, trainer, len(history)))
-    crops = tf.convert_to_tensor(crops)  # once: every epoch's batches are gathered from the same memory
+    crops = batches.ready(crops)  # once: every epoch's batches are gathered from the same memory
     bar = tqdm(total=epochs * steps_per_epoch, initial=len(history) * steps_per_epoch, unit="step",
                disable=not progress or len(history) >= epochs)
 
@@ -414,18 +426,34 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
             model.set_weights(trainer.averaged_weights())
             row |= _measure(model, *tuning, size, recipe.eyes)
         history.append(row)
-        _save_state(trainer, folder, state_file, {"settings": settings, "history": history})
+        if course.is_first():
+            with course.writing(folder):
+                _save_state(trainer, folder, state_file, {"settings": settings, "history": history})
         bar.set_postfix({k: f"{v:.3g}" for k, v in row.items() if k in ("loss", "tune_mae", "tune_accuracy")})
         if on_epoch:
             on_epoch(pd.DataFrame(history))
     bar.close()
     model.set_weights(trainer.finish(dataset(epoch_rows(epochs - 1)[:64], epochs)))
-    model.save_weights(folder / "unfinished.weights.h5")
-    (folder / "unfinished.weights.h5").replace(finished)  # whole or not there
-    _checkpoint(folder, trainer, epochs).unlink(missing_ok=True)
-    history = pd.DataFrame(history)
-    history.to_csv(folder / "history.csv", index=False)
-    return history
+    if course.is_first():
+        with course.writing(folder):
+            model.save_weights(folder / "unfinished.weights.h5")
+            (folder / "unfinished.weights.h5").replace(finished)  # whole or not there
+            _finish(folder, history)
+    return pd.DataFrame(history)
+
+
+def _finish(folder, history):
+    """What comes after the last weights; a kill in between is made up for at the next call."""
+    pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
+    for leftover in (*folder.glob("epoch-*"), *folder.glob("*.tmp"), *folder.glob("unfinished.*")):
+        leftover.unlink(missing_ok=True)
+
+
+def _fingerprint(table):
+    """Changes with the rows, their labels, and the pictures: a crop's folder is named by their sizes and dates."""
+    crops = ["/".join(Path(crop).parts[-3:]) if isinstance(crop, str) else "" for crop in table.get("crop", [])]
+    text = table[["age", "male"]].to_csv() + "\n".join(crops)
+    return hashlib.sha1(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
 def with_classes(data, table, rows, heads):
@@ -506,7 +534,7 @@ class Teacher:
 
     def __init__(self, networks, crops, engine="keras"):
         self.name = ", ".join(network.name for network in networks)
-        self.crops = {size: tf.convert_to_tensor(stored) for size, stored in crops.items()}
+        self.crops = {size: batches.ready(stored) for size, stored in crops.items()}
         self.networks = [(network.input_shape[1], answering(network, engine)) for network in networks]
 
     def taught(self, data, table, rows, see, recipe):
@@ -662,7 +690,7 @@ def calibrate(probabilities, table):
 
 
 def pretrain_gender(table, folder, size=62, width=0.75, epochs=8, recipe=OURS, seed=0, progress=True,
-                    on_epoch=None, engine="keras", backbone=None):
+                    on_epoch=None, engine="keras", backbone=None, devices="one"):
     """Train a gender classifier on the kept rows of a cleaned table (CelebA): (model, history).
 
     Only the fold "train" is used. Called again, it resumes, or loads what was finished. `backbone` is the network to
@@ -672,13 +700,13 @@ def pretrain_gender(table, folder, size=62, width=0.75, epochs=8, recipe=OURS, s
     keras.utils.set_random_seed(seed)
     model = gender_classifier(backbone or mobilefacenet(size, width))
     size = model.input_shape[1]
-    crops, tuning_crops = (batches.load_crops(part["crop"], size) for part in (learn, tune))
+    crops, tuning_crops = batches.open_crops(learn["crop"], size), batches.load_crops(tune["crop"], size)
 
     def epoch_rows(epoch):
         return batches.shuffled(learn, seed=1000 * seed + epoch)
 
     history = fit(model, crops, learn, epochs, recipe, epoch_rows, size, folder, (tuning_crops, tune), seed,
-                  progress, on_epoch, engine)
+                  progress, on_epoch, engine, devices=devices)
     return model, history
 
 
@@ -753,7 +781,7 @@ def landmarks(crops, folder):
 
 
 def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=0.75, epochs=40,
-                    recipe=OURS, seed=0, progress=True, on_epoch=None, engine="keras", teachers=()):
+                    recipe=OURS, seed=0, progress=True, on_epoch=None, engine="keras", teachers=(), devices="one"):
     """Train age and gender on the kept rows of a cleaned table: (model, history).
 
     Parameters
@@ -768,6 +796,7 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
         model returned tells 117 ages apart: `models.narrow` makes the 48 of it.
     engine : what computes the steps, "keras" or "fast" (see `fast`)
     teachers : trained networks with the recipe's ages to learn from (see `Teacher`)
+    devices : what shares the steps, "one", "all" or "workers" (see `fit`)
     """
     known = labels.age_group(table["age"].fillna(-1)) >= 0
     learn, tune = split(table[known & table["male"].notna()])
@@ -785,8 +814,8 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
         extra = beside[beside["keep"] & beside["male"].notna()]
         extra = extra[extra["fold"] == "train"]  # never a picture of a fold that is measured on
         everything = pd.concat([learn, extra], ignore_index=True)
-    crops = batches.load_crops(everything["crop"], size, eyes)
     masks = recipe.augmentation.mask > 0
+    crops = (batches.load_crops if masks else batches.open_crops)(everything["crop"], size, eyes)
     points = landmarks(crops, folder) if masks else None
     steps = max(1, len(learn) // (batches.BATCH_SIZE - places))
 
@@ -807,11 +836,11 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
     teacher = None
     if teachers:
         sizes = {network.input_shape[1] for network in teachers}
-        teacher = Teacher(teachers, {s: batches.load_crops(everything["crop"], s) for s in sizes}, engine)
+        teacher = Teacher(teachers, {s: batches.open_crops(everything["crop"], s) for s in sizes}, engine)
     # Where masks are learned, half of the tuning pictures wear one.
     tuning = covered_too(tune, size, eyes) if masks else (batches.load_crops(tune["crop"], size, eyes), tune)
     history = fit(model, crops, everything, epochs, recipe, epoch_rows, size, folder, tuning, seed, progress,
-                  on_epoch, engine, teacher, points)
+                  on_epoch, engine, teacher, points, devices)
     return model, history
 
 

@@ -29,8 +29,8 @@ import book  # noqa: E402
 import requirements  # noqa: E402
 
 # The order of the way of the data: a module imports from those before it, never from those after it.
-ORDER = ["labels", "table", "course", "datasets", "runtimes", "faces", "cleaning", "occlusion", "batches", "models",
-         "training", "evaluation", "plots", "predictor", "export", "video", "widgets"]
+ORDER = ["labels", "table", "course", "datasets", "runtimes", "faces", "cleaning", "occlusion", "packed", "batches",
+         "models", "training", "evaluation", "plots", "predictor", "export", "video", "widgets"]
 
 
 def run(*command, cwd=ROOT, **environment):
@@ -398,6 +398,12 @@ def test_strip_keeps_results_and_drops_what_differs():
         "MAE 5.1", "UserWarning: look here", "<Axes>"]
     assert notebook.cells[0].metadata == {"tags": ["solution"]}
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
+
+
+def test_the_plan_for_many_devices_follows_from_what_was_measured():
+    import plan
+
+    assert not plan.main(check=True), "docs/teaching.md is out of step: python tools/plan.py"
 
 
 def test_every_target_that_the_makefile_explains_is_there():

@@ -95,6 +95,44 @@ def test_a_folder_with_another_training_is_refused(tmp_path):
         train(tmp_path, epochs=2)  # noqa: F821
 
 
+def test_a_training_of_other_pictures_is_not_taken_for_this_one(tmp_path):
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"age": random.integers(18, 66, 32) * 1.0, "male": random.integers(0, 2, 32) * 1.0})
+    crops = random.integers(0, 256, (32, 12, 12, 3), dtype="uint8")
+
+    def again(folder, **changes):
+        rows = table.assign(crop=[f"{folder}/crops/{i}.jpg" for i in range(32)], **changes)
+        return training.fit(network(), crops, rows, 1, training.OURS._replace(every_age=False),  # noqa: F821
+                            lambda epoch: batches.shuffled(table, 16, epoch), 8, tmp_path, progress=False)
+
+    first = again("work/cleaning-abc")
+    assert again("moved/to/cleaning-abc").equals(first), "the work folder may move"
+    with pytest.raises(ValueError, match="another training"):
+        again("work/cleaning-def")  # the set was cleaned again, since its files had changed
+    with pytest.raises(ValueError, match="another training"):
+        again("work/cleaning-abc", age=30.0)
+
+
+def test_a_kill_after_the_last_weights_leaves_nothing_behind(tmp_path):
+    _, history = train(tmp_path)  # noqa: F821
+    (tmp_path / "history.csv").unlink()
+    for name in ("epoch-0003.weights.h5", "epoch-0004.weights.h5", "state.tmp", "unfinished.weights.h5"):
+        (tmp_path / name).write_bytes(b"left")
+    train(tmp_path)  # noqa: F821
+    assert {path.name for path in tmp_path.iterdir()} == {"state.json", "finished.weights.h5", "history.csv"}
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "history.csv")[FIGURES], history[FIGURES])
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("name", ["state.tmp", "epoch-0001.weights.h5"])
+def test_a_full_disk_is_said_plainly_and_the_training_goes_on_afterwards(tmp_path, name):
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="the disk is full.*next call goes on"):
+        train(tmp_path, epochs=1)  # noqa: F821
+    (tmp_path / name).unlink()
+    assert len(train(tmp_path, epochs=1)[1]) == 1  # noqa: F821
+
+
 def test_epochs_go_on_from_the_plain_weights_not_from_their_average(tmp_path):
     ours = training.OURS._replace(every_age=False)
     plain = ours._replace(average=False)
