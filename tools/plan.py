@@ -45,6 +45,18 @@ def network():
     return model.count_params(), models.count(model)["multiply_adds"], norms
 
 
+def input_seconds():
+    """Core seconds to make a batch, as tools/input.py measured them; not a number before it was run.
+
+    The fast engine has no batches made ahead, so its whole making of a batch is seen as waiting.
+    """
+    path = RESULTS / "04_input.json"
+    engines = json.loads(path.read_text())["engines"] if path.exists() else {}
+    if "fast" not in engines:
+        return float("nan")
+    return engines["fast"]["input_ms"] / 1e3 * json.loads(path.read_text())["cores"]
+
+
 def plan():
     """DataFrame, a row a number of devices and an end of the estimate."""
     from fag_utils import batches
@@ -55,9 +67,7 @@ def plan():
     rows = [{"devices": "two CPU cores", "estimate": f"measured, {way}", "hours": pictures / rate / 3600}
             for way, rate in speeds.items() if way.startswith("fag_utils")]
     speed = B0_TRAINING[1] * B0_MULTIPLY_ADDS / multiply_adds * H100_MEMORY / A100_MEMORY
-    measured = json.loads((RESULTS / "04_input.json").read_text())
-    # In core seconds. The fast engine has no batches made ahead: its whole making of a batch is seen as waiting.
-    reading = measured["engines"]["fast"]["input_ms"] / 1e3 * measured["cores"]
+    reading = input_seconds()
     for devices in (1, 8, 64):
         bandwidth, latency = (NVLINK, LATENCY_WITHIN) if devices <= 8 else (NETWORK, LATENCY_BETWEEN)
         gradients = 2 * (devices - 1) / devices * 4 * parameters / bandwidth
@@ -65,7 +75,7 @@ def plan():
         compute = batches.BATCH_SIZE / devices / speed
         prepare = reading / (CORES * min(devices, 8))  # each machine makes the whole batch
         for name, step in (("best case", compute), ("waiting for launches", max(compute, BACKWARD * B0_LATENCY))):
-            whole = max(step + gradients + statistics, prepare)
+            whole = max(step + gradients + statistics, 0.0 if pd.isna(prepare) else prepare)
             hours = batches.STEPS * whole / 3600
             parts = {"compute": step, "gradients": gradients, "batch_norm": statistics, "input": prepare,
                      "step": whole}
