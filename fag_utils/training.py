@@ -253,7 +253,7 @@ class KerasEngine:
         step = keras.callbacks.LambdaCallback(
             on_train_batch_end=lambda batch, logs: on_step(),
             on_epoch_end=lambda epoch, logs: plain.update(weights=self.model.get_weights()))
-        logs = self.model.fit(data, steps_per_epoch=steps, verbose=0, callbacks=[step]).history
+        logs = self.model.fit(data, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[step]).history
         self.model.set_weights(plain["weights"])
         return {key: values[-1] for key, values in _named(logs).items()}
 
