@@ -575,7 +575,7 @@ def calibrate(probabilities, table):
 
 
 def pretrain_gender(table, folder, size=62, width=0.75, epochs=8, recipe=OURS, seed=0, progress=True,
-                    on_epoch=None, engine="keras", backbone=None):
+                    on_epoch=None, engine="keras", backbone=None, batch_size=batches.BATCH_SIZE):
     """Train a gender classifier on the kept rows of a cleaned table (CelebA): (model, history).
 
     Only the fold "train" is used. Called again, it resumes, or loads what was finished. `backbone` is the network to
@@ -588,7 +588,7 @@ def pretrain_gender(table, folder, size=62, width=0.75, epochs=8, recipe=OURS, s
     crops, tuning_crops = (batches.load_crops(part["crop"], size) for part in (learn, tune))
 
     def epoch_rows(epoch):
-        return batches.shuffled(learn, seed=1000 * seed + epoch)
+        return batches.shuffled(learn, batch_size, 1000 * seed + epoch)
 
     history = fit(model, crops, learn, epochs, recipe, epoch_rows, size, folder, (tuning_crops, tune), seed,
                   progress, on_epoch, engine)
@@ -596,7 +596,7 @@ def pretrain_gender(table, folder, size=62, width=0.75, epochs=8, recipe=OURS, s
 
 
 def pretrain_identity(table, folder, backbone, epochs=8, recipe=OURS, at_least=3, margin=0.5, scale=64.0, seed=0,
-                      progress=True, on_epoch=None, engine="keras"):
+                      progress=True, on_epoch=None, engine="keras", batch_size=batches.BATCH_SIZE):
     """Train face recognition with ArcFace on the kept rows of a cleaned table (CelebA): (model, history).
 
     Only people of the fold "train" with `at_least` so many pictures are learned. There is no tuning part: who is in
@@ -614,7 +614,7 @@ def pretrain_identity(table, folder, backbone, epochs=8, recipe=OURS, at_least=3
     size = model.input_shape[1]
 
     def epoch_rows(epoch):
-        return batches.shuffled(learn, seed=1000 * seed + epoch)
+        return batches.shuffled(learn, batch_size, 1000 * seed + epoch)
 
     history = fit(model, batches.load_crops(learn["crop"], size), learn, epochs, recipe, epoch_rows, size, folder,
                   None, seed, progress, on_epoch, engine)
