@@ -115,6 +115,7 @@ def quiet():
         import tensorflow as tf
 
         tf.config.list_physical_devices()
+        tf.get_logger().setLevel(logging.ERROR)  # again: TensorFlow sets a level of its own when it is imported
     finally:
         os.dup2(kept, 2)
         os.close(kept)

@@ -690,7 +690,7 @@ def calibrate(probabilities, table):
 
 
 def pretrain_gender(table, folder, size=62, width=0.75, epochs=8, recipe=OURS, seed=0, progress=True,
-                    on_epoch=None, engine="keras", backbone=None, devices="one"):
+                    on_epoch=None, engine="keras", backbone=None, devices="one", batch_size=batches.BATCH_SIZE):
     """Train a gender classifier on the kept rows of a cleaned table (CelebA): (model, history).
 
     Only the fold "train" is used. Called again, it resumes, or loads what was finished. `backbone` is the network to
@@ -703,7 +703,7 @@ def pretrain_gender(table, folder, size=62, width=0.75, epochs=8, recipe=OURS, s
     crops, tuning_crops = batches.open_crops(learn["crop"], size), batches.load_crops(tune["crop"], size)
 
     def epoch_rows(epoch):
-        return batches.shuffled(learn, seed=1000 * seed + epoch)
+        return batches.shuffled(learn, batch_size, 1000 * seed + epoch)
 
     history = fit(model, crops, learn, epochs, recipe, epoch_rows, size, folder, (tuning_crops, tune), seed,
                   progress, on_epoch, engine, devices=devices)
@@ -711,7 +711,7 @@ def pretrain_gender(table, folder, size=62, width=0.75, epochs=8, recipe=OURS, s
 
 
 def pretrain_identity(table, folder, backbone, epochs=8, recipe=OURS, at_least=3, margin=0.5, scale=64.0, seed=0,
-                      progress=True, on_epoch=None, engine="keras"):
+                      progress=True, on_epoch=None, engine="keras", batch_size=batches.BATCH_SIZE):
     """Train face recognition with ArcFace on the kept rows of a cleaned table (CelebA): (model, history).
 
     Only people of the fold "train" with `at_least` so many pictures are learned. There is no tuning part: who is in
@@ -729,7 +729,7 @@ def pretrain_identity(table, folder, backbone, epochs=8, recipe=OURS, at_least=3
     size = model.input_shape[1]
 
     def epoch_rows(epoch):
-        return batches.shuffled(learn, seed=1000 * seed + epoch)
+        return batches.shuffled(learn, batch_size, 1000 * seed + epoch)
 
     history = fit(model, batches.load_crops(learn["crop"], size), learn, epochs, recipe, epoch_rows, size, folder,
                   None, seed, progress, on_epoch, engine)
