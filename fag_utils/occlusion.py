@@ -389,6 +389,7 @@ def _blur(pictures):
     green = pictures[..., 1]
     near = tf.reduce_mean(tf.abs(green[:, :, 1:] - green[:, :, :-1]), axis=(1, 2))
     far = tf.reduce_mean(tf.abs(green[:, :, 2:] - green[:, :, :-2]), axis=(1, 2))
+    near, far = (tf.where(tf.math.is_nan(mean), 0.0, mean) for mean in (near, far))  # a picture of one or two pixels
     return 1 + 6 * tf.clip_by_value(far / (near + 0.1) - 1.55, 0.0, 0.4)
 
 

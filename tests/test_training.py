@@ -357,7 +357,7 @@ def test_a_covered_and_an_ocular_pupil_and_a_mask_detector_are_trained_from_a_ta
     again = widen(narrow(teacher))
     pictures = np.asarray(drawn[:4, :32, :32])
     np.testing.assert_allclose(again(pictures)["age"], teacher(pictures)["age"], rtol=1e-4)
-    eyes = age_gender(mobilefacenet(faces.eye_shape("both", 32), 0.125), ages=labels.N_EVERY_AGE)
+    eyes = age_gender(mobilefacenet(faces.eye_shape("both", 48), 0.125), ages=labels.N_EVERY_AGE)
     begin_with(eyes, teacher)
     same = [layer.name for layer, other in zip(eyes.layers, teacher.layers, strict=True) if layer.weights and all(
         a.shape == b.shape and np.array_equal(a, b) for a, b in zip(layer.weights, other.weights, strict=True))]

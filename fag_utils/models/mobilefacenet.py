@@ -138,7 +138,7 @@ def mobilefacenet(size=112, width=1.0, recipe="paper"):
         raise ValueError(f"recipe must be one of {RECIPES}, got {recipe!r}")
     sides = _sides(size)
     if min(sides) < (16 if isinstance(size, tuple) else 32):
-        raise ValueError(f"size must be 32 pixels or more, got {size}")
+        raise ValueError(f"size must be 32 pixels or more, 16 of (height, width), got {size}")
     if not 0.125 <= width <= 4:
         raise ValueError(f"width must lie in 0.125..4 (published: 1.0 and 0.75), got {width}")
     reference = recipe == "reference"
