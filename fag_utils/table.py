@@ -23,7 +23,8 @@ def make(rows, set_name):
 
     Raises ValueError for a column, fold, region or gender that the table doesn't know.
     """
-    table = pd.DataFrame(list(rows))
+    # As objects: pandas with pyarrow would make Arrow strings of paths, and not every file name is valid text.
+    table = pd.DataFrame(list(rows), dtype="object")
     unknown = set(table.columns) - set(COLUMNS)
     if unknown:
         raise ValueError(f"unknown columns {sorted(unknown)}: the table has {COLUMNS}")
