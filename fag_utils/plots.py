@@ -582,9 +582,10 @@ def occlusion_map(table, face=None):
         reach = [(places[1] - places[0]) / 2 if len(places) > 1 else 0.5 for places in (cost.columns, cost.index)]
         extent = (cost.columns[0] - reach[0], cost.columns[-1] + reach[0],
                   cost.index[-1] + reach[1], cost.index[0] - reach[1])
-        shown = ax.imshow(cost, cmap="magma", vmin=0, alpha=1.0 if face is None else 0.65, extent=extent)
+        shown = ax.imshow(cost, cmap="magma", vmin=0, alpha=1.0 if face is None else 0.55, extent=extent)
         for (row, column_), value in np.ndenumerate(cost.to_numpy()):
-            ax.text(cost.columns[column_], cost.index[row], f"{value:.1f}", ha="center", va="center", fontsize=7,
+            text = f"{value:.1f}".replace("-0.0", "0.0")
+            ax.text(cost.columns[column_], cost.index[row], text, ha="center", va="center", fontsize=7,
                     color="white" if value < 0.7 * max(cost.to_numpy().max(), 1e-9) else DARK)
         ax.set(xlim=(0, 1), ylim=(1, 0), xlabel="middle of the square (share of the face)", title=name)
         ax.grid(visible=False)

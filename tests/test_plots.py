@@ -223,3 +223,15 @@ def test_learning_curves_have_a_line_for_each_start_and_way():
     assert [tick.get_text() for tick in left.get_xticklabels()] == ["100", "1,000"]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()][0] == "random, frozen"
+
+
+def test_an_occlusion_map_has_a_cell_for_each_place():
+    places = [0.2, 0.5, 0.8]
+    table = pd.DataFrame([{"x": x, "y": y, "cost_years": x + 10 * y, "cost_points": -0.01} for y in places
+                          for x in places])
+    figure = plots.occlusion_map(table, np.full((8, 8, 3), 90.0))
+    years, points = figure.axes[:2]
+    np.testing.assert_allclose(years.images[-1].get_array(), table["cost_years"].to_numpy().reshape(3, 3))
+    assert years.images[-1].get_extent() == pytest.approx([0.05, 0.95, 0.95, 0.05])
+    assert {text.get_text() for text in points.texts} == {"0.0"}
+    assert "year" in years.get_title() and "point" in points.get_title()
