@@ -234,4 +234,4 @@ def test_an_occlusion_map_has_a_cell_for_each_place():
     np.testing.assert_allclose(years.images[-1].get_array(), table["cost_years"].to_numpy().reshape(3, 3))
     assert years.images[-1].get_extent() == pytest.approx([0.05, 0.95, 0.95, 0.05])
     assert {text.get_text() for text in points.texts} == {"0.0"}
-    assert "year" in years.get_title() and "point" in points.get_title()
+    assert "year" in years.get_title("left") and "point" in points.get_title("left")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import types
 
 import ipywidgets
 import numpy as np
@@ -120,7 +121,8 @@ def test_another_network_tells_the_same_faces(demo, monkeypatch, tmp_path):
 
     class Other(predictor.Predictor):
         def __init__(self):
-            self.size, self.card = 40, {}
+            self.size, self.card, self.eyes, self.masks = 40, {}, None, None
+            self.network = types.SimpleNamespace(shape=(40, 40))
 
         def _probabilities(self, crops):
             assert crops.shape == (4, 40, 40, 3)
