@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from fag_utils import faces, labels, occlusion
+from fag_utils import faces, labels, occlusion, packed
 from fag_utils.cleaning import CROP_MARGIN, CROP_SIZE
 
 REGIONS = ("asian", "western")
@@ -130,24 +130,49 @@ def load_crops(paths, size, eyes=None):
     """Stored crops in memory: (n, s, s, 3) uint8 RGB, of the side s at which augmentation samples them.
 
     s leaves 1.3 pixels for each pixel of a network of side `size`, so that turning and scaling
-    lose nothing. For a network that sees the region of the `eyes` alone (see `see`) `size` is the width.
+    lose nothing. For a network that sees the region of the `eyes` alone (see `see`) `size` is the width. Crops of a
+    cleaned set are decoded once, and kept as `packed` describes.
     """
+    paths, side = list(paths), stored_side(size, eyes)
+    if paths and packed.can_pack(paths):
+        return np.asarray(packed.Crops(paths, side))
+    crops = np.empty((len(paths), side, side, 3), "uint8")
+    if paths:
+        for i, crop in enumerate(packed.decode(paths, side)):
+            crops[i] = crop
+    return crops
+
+
+IN_MEMORY = 4e9  # bytes
+
+
+def open_crops(paths, size, eyes=None):
+    """As `load_crops`; but more than IN_MEMORY bytes stay on disk, as `packed.Crops`."""
+    paths, side = list(paths), stored_side(size, eyes)
+    if len(paths) * side * side * 3 > IN_MEMORY and packed.can_pack(paths):
+        return packed.Crops(paths, side)
+    return load_crops(paths, size, eyes)
+
+
+def stored_side(size, eyes=None):
+    """The side in pixels at which crops are stored for a network of side `size`, or for the `eyes` at this width."""
     if eyes:
         left, _, right, _ = faces.eye_region(eyes)
         size /= right - left
-    side = min(round(size * 1.3 * CROP_MARGIN), CROP_SIZE)
+    return min(round(size * 1.3 * CROP_MARGIN), CROP_SIZE)
 
-    def read(path):
-        picture = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
-        picture = tf.image.resize(picture, (side, side), antialias=True)
-        return tf.cast(tf.round(picture), tf.uint8)
 
-    paths = [str(path) for path in paths]
-    crops = np.empty((len(paths), side, side, 3), "uint8")
-    data = tf.data.Dataset.from_tensor_slices(paths).map(read, num_parallel_calls=tf.data.AUTOTUNE)
-    for i, crop in enumerate(data.prefetch(64).as_numpy_iterator()):
-        crops[i] = crop
-    return crops
+def ready(crops):
+    """Crops as `dataset` takes them without a copy: a tensor, or those that stay on disk as they are."""
+    return crops if isinstance(crops, packed.Crops) else tf.convert_to_tensor(crops)
+
+
+def _pick(crops, index):
+    """tf.gather, also from disk."""
+    if not isinstance(crops, packed.Crops):
+        return tf.gather(crops, index)
+    pictures = tf.numpy_function(crops.take, [index], tf.uint8, stateful=False)
+    return tf.ensure_shape(pictures, (None, *crops.shape[1:]))
 
 
 class Augmentation(NamedTuple):
@@ -274,7 +299,7 @@ def dataset(crops, table, rows, size, augmentation=NO_AUGMENTATION, seed=0, head
             every_age=False, ahead=2, blended=0.0, points=None, eyes=None):
     """tf.data of (pictures, targets, weights) for the given rows (steps, batch_size) of a table.
 
-    crops : (n, s, s, 3) uint8, from `load_crops`, one for each row of the table; array or tensor
+    crops : (n, s, s, 3) uint8, from `load_crops` or `open_crops`, one for each row of the table
     Pictures: (batch, size, size, 3) float32 RGB 0..255. Targets: {"age": (batch,) class 0..47,
     "gender": (batch, 2) one-hot}. Weights: 0 where age (or gender) is missing or outside 18..65: such a
     picture teaches the other task only. `heads` names those that the network has. With `every_age` the
@@ -292,12 +317,12 @@ def dataset(crops, table, rows, size, augmentation=NO_AUGMENTATION, seed=0, head
     gender = np.eye(2, dtype="float32")[np.where(male_known, male, 0).astype(int)]
     targets = {"age": tf.constant(age_class), "gender": tf.constant(gender)}
     weights = {"age": tf.constant(age_known, tf.float32), "gender": tf.constant(male_known, tf.float32)}
-    crops = tf.convert_to_tensor(crops)  # a tensor is taken as it is, an array is copied
+    crops = ready(crops)  # a tensor is taken as it is, an array is copied
     points = None if points is None else tf.constant(points, tf.float32)
 
     def batch(number, index):
         now = tf.stack([seed, number])
-        pictures = see(tf.gather(crops, index), size, augmentation, now,
+        pictures = see(_pick(crops, index), size, augmentation, now,
                        None if points is None else tf.gather(points, index), eyes)
         labels_, sure = ({head: tf.gather(column[head], index) for head in heads if head in column}
                          for column in (targets, weights))

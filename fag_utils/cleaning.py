@@ -3,8 +3,10 @@
 Each picture is looked at once, by several processes, in chunks whose results are written to disk:
 a run that was killed goes on with the chunk it was at, and no more than a chunk of pictures is ever
 held in memory. What needs all pictures at once (duplicates) is decided from a few bytes of each.
+Instead of processes of this machine those of a Dask cluster can do it: see `clean`.
 """
 
+import functools
 import hashlib
 import json
 import multiprocessing
@@ -12,8 +14,10 @@ import os
 import re
 import threading
 import time
+import uuid
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -46,7 +50,21 @@ MEASURES = ["width", "height", "sharpness", "faces", "face_score", "crop",
             "verdict", "digest", "thumbnail", "seconds"]
 
 
-def clean(table, work, processes=None, progress=True):
+class ChangedError(RuntimeError):
+    """A picture is not what it was when the cleaning began, or a worker of a cluster would judge by other rules."""
+
+
+class Job(NamedTuple):
+    """A chunk of pictures to look at: all that a process, here or on another machine, needs to know."""
+
+    rows: list  # (number in the table, path, set) of each picture
+    stamps: list  # what `_stamp` said of each of them
+    rules: str
+    crops: str  # folder for the crops
+    part: str  # file for the result, .csv or .parquet
+
+
+def clean(table, work, processes=None, progress=True, client=None):
     """Look at every picture of a table and say whether to keep it, and if not, why.
 
     Parameters
@@ -56,6 +74,10 @@ def clean(table, work, processes=None, progress=True):
         goes on where the last call stopped, and returns at once when it had finished
     processes : how many look at pictures, default one a core
     progress : show a progress bar
+    client : a `dask.distributed.Client`, such as Client("tcp://scheduler:8786") or Client(n_workers=4), whose workers
+        look at the pictures in the place of `processes` (extra `cluster`). They need this package in the same
+        version, and must see the pictures and `work` under the same paths. A worker that dies costs the chunk it
+        was at, which another one does again. The table is the same, row for row.
 
     Returns
     -------
@@ -64,28 +86,34 @@ def clean(table, work, processes=None, progress=True):
     CROP_MARGIN around the frame, or missing), `same_as` (path of the kept picture that a duplicate
     repeats, or missing), `keep` (bool) and `reason` (missing where kept).
     `.attrs["pictures_per_second"]` is the speed at which they were looked at, in this call or before;
-    `.attrs["folder"]` is where the unfinished work and the crops lie.
+    `.attrs["folder"]` is where the unfinished work and the crops lie: a file for each chunk, Parquet from a
+    cluster and CSV else, and one may go on with what the other began.
+    OSError says when a disk is full or a folder can't be written, ChangedError when a picture changed meanwhile.
 
     In a program of your own call it below `if __name__ == "__main__":`, as all that starts processes.
     """
     work = Path(work)
-    folder = work / f"cleaning-{_key(table)}"
+    stamps = [_stamp(path) for path in table["path"]]
+    folder = work / f"cleaning-{_key(table['path'], stamps)}"
     crops = folder / "crops"
-    crops.mkdir(parents=True, exist_ok=True)
     rows = table[["path", "set"]].reset_index(drop=True)
-    jobs, parts = [], []
-    for start in range(0, len(rows), CHUNK):
-        part = folder / f"part-{start // CHUNK:06d}.csv"
-        parts.append(part)
-        if not part.exists():
-            chunk = rows.iloc[start : start + CHUNK]
-            jobs.append((list(chunk.itertuples(index=True, name=None)), str(crops), str(part)))
-    processes = min(processes or os.cpu_count() or 1, max(len(parts), 1))
-    with tqdm(total=sum(len(j[0]) for j in jobs), unit="picture", disable=not progress or not jobs) as bar:
-        for n in _each(jobs, min(processes, len(jobs))):
-            bar.update(n)
-    measured = [pd.read_csv(part, dtype={"crop": str, "verdict": str, "digest": str, "thumbnail": str})
-                for part in parts]
+    parts = [folder / f"part-{start // CHUNK:06d}" for start in range(0, len(rows), CHUNK)]
+    processes = len(client.nthreads()) if client else processes or os.cpu_count() or 1
+    processes = min(processes, max(len(parts), 1))
+    with course.writing(folder):
+        crops.mkdir(parents=True, exist_ok=True)
+        jobs = []
+        for number, part in enumerate(parts):
+            if not _finished(part):
+                of = slice(number * CHUNK, (number + 1) * CHUNK)
+                pictures = list(rows.iloc[of].itertuples(index=True, name=None))
+                part = part.with_suffix(".parquet" if client else ".csv")
+                jobs.append(Job(pictures, stamps[of], _rules(), str(crops), str(part)))
+        with tqdm(total=sum(len(job.rows) for job in jobs), unit="picture", disable=not progress or not jobs) as bar:
+            for n in _on_cluster(jobs, client) if client else _each(jobs, min(processes, len(jobs))):
+                bar.update(n)
+        course.tidy(folder)
+    measured = [_read(_finished(part)) for part in parts]
     result = table.reset_index(drop=True)
     if measured:
         result = pd.concat([result, pd.concat(measured, ignore_index=True)[MEASURES]], axis=1)
@@ -99,18 +127,40 @@ def clean(table, work, processes=None, progress=True):
     return result
 
 
-def _key(table):
+def _stamp(path):
+    """Size and date of a file as text, or "absent"."""
+    try:
+        stat = os.stat(path)
+    except (OSError, TypeError, ValueError):
+        return "absent"
+    return f"{stat.st_size}|{stat.st_mtime_ns}"
+
+
+def _rules():
+    """All that what is seen in a picture depends on, as text."""
+    return json.dumps([2, MIN_SIDE, SHARPNESS_SIZE, SECOND_FACE, CROP_SIZE, CROP_MARGIN, faces.FRAMES,
+                       faces.default_detector()[0]])
+
+
+def _key(paths, stamps):
     """Changes when the pictures, their files or the rules change, so old work is never taken for new."""
-    digest = hashlib.sha1()
-    rules = [2, MIN_SIDE, SHARPNESS_SIZE, SECOND_FACE, CROP_SIZE, CROP_MARGIN, CHUNK, faces.FRAMES]
-    digest.update(json.dumps([*rules, faces.default_detector()[0]]).encode())
-    for path in table["path"]:
-        try:
-            stat = os.stat(path)
-            digest.update(f"{path}|{stat.st_size}|{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
-        except (OSError, TypeError, ValueError):
-            digest.update(f"{path}|absent\n".encode("utf-8", "surrogateescape"))
+    *rules, frames, detector = json.loads(_rules())
+    digest = hashlib.sha1(json.dumps([*rules, CHUNK, frames, detector]).encode())
+    for path, stamp in zip(paths, stamps, strict=True):
+        digest.update(f"{path}|{stamp}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:12]
+
+
+def _finished(part):
+    """The file of a finished chunk (`part` lacks the suffix), or None."""
+    return next((file for file in map(part.with_suffix, (".csv", ".parquet")) if file.exists()), None)
+
+
+def _read(file):
+    if file.suffix == ".parquet":
+        return pd.read_parquet(file)
+    texts = {name: str for name in ("crop", "verdict", "digest", "thumbnail")}
+    return pd.read_csv(file, dtype=texts)
 
 
 def _each(jobs, processes):
@@ -123,10 +173,44 @@ def _each(jobs, processes):
         yield from pool.map(_chunk, jobs)
 
 
+def _on_cluster(jobs, client):
+    """The same on a Dask cluster, a task a chunk, in whatever order they come."""
+    from dask.distributed import as_completed
+
+    futures = client.map(_task, jobs, key=[f"clean-{uuid.uuid4().hex}" for _ in jobs], batch_size=64)
+    try:
+        for future in as_completed(futures):
+            yield future.result()
+    finally:
+        client.cancel(futures)
+
+
+_alone = threading.Lock()  # the detectors' networks answer one thread at a time
+
+
+def _task(job):
+    with _alone:
+        _one_thread()
+        if Path(job.part).exists():  # Dask asks again when a worker died, which only held how many there were
+            return len(job.rows)
+        if not Path(job.crops).is_dir():
+            raise FileNotFoundError(f"{job.crops} isn't there: every worker must see it, and the pictures, as here")
+        if job.rules != _rules():
+            raise ChangedError(f"a worker has other rules: here {job.rules}, there {_rules()}. Install the same "
+                               "version of fag_utils, and the same detector, on all machines")
+        return _chunk(job)
+
+
 def _begin_process():
-    """One thread in each process: the processes share the cores already. No process outlives its parent."""
+    """No process outlives its parent."""
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    _one_thread()
+
+
+@functools.cache
+def _one_thread():
+    """One thread in each process: the processes share the cores already."""
     os.environ.update(TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1", TF_CPP_MIN_LOG_LEVEL="3")
     course.quiet()
     try:
@@ -138,18 +222,26 @@ def _begin_process():
 
 
 def _chunk(job):
-    rows, crops, part = job
     measures = []
-    for index, path, set_name in rows:
+    for (index, path, set_name), stamp in zip(job.rows, job.stamps, strict=True):
         began = time.perf_counter()
-        measures.append(_look(path, set_name, index, Path(crops)))
+        measures.append(_look(path, set_name, index, Path(job.crops)))
         measures[-1]["seconds"] = time.perf_counter() - began
-    measures = pd.DataFrame(measures)
-    measures = measures.reindex(columns=MEASURES)
-    unfinished = Path(f"{part}.{os.getpid()}")  # a killed process must not leave half a part behind
-    measures.to_csv(unfinished, index=False)
-    unfinished.replace(part)
-    return len(rows)
+        if _stamp(path) != stamp:
+            raise ChangedError(f"{path} has changed since the cleaning began, or can't be seen from every machine: "
+                               "call again when nothing writes to the set any more")
+    measures = pd.DataFrame(measures).reindex(columns=MEASURES)
+    part = Path(job.part)
+    unfinished = course.unfinished(part)  # a killed process must not leave half a part behind
+    try:
+        if part.suffix == ".parquet":
+            measures.to_parquet(unfinished, index=False)
+        else:
+            measures.to_csv(unfinished, index=False)
+        unfinished.replace(part)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return len(job.rows)
 
 
 def _look(path, set_name, index, crops):

@@ -1,12 +1,16 @@
 """What every notebook needs to begin: folders, seeds, quiet logs, and the figures of the full runs."""
 
+import contextlib
+import errno
 import inspect
 import json
 import logging
 import os
+import platform
 import random
 import re
 import sys
+import uuid
 import warnings
 from importlib import metadata
 from pathlib import Path
@@ -65,9 +69,10 @@ class Run:
     def save(self, name, figures):
         """Write a dict or DataFrame to data/results/NAME.json or .csv; full scale only.
 
-        Returns the path, or None at classroom scale: its figures are never kept as results.
+        Returns the path, or None at classroom scale: its figures are never kept as results. Of several workers one
+        writes.
         """
-        if not self.full:
+        if not self.full or not is_first():
             return None
         folder = (self._root or Path.cwd()) / "data" / "results"
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,10 +115,55 @@ def quiet():
         import tensorflow as tf
 
         tf.config.list_physical_devices()
+        tf.get_logger().setLevel(logging.ERROR)  # again: TensorFlow sets a level of its own when it is imported
     finally:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(closed)
+
+
+@contextlib.contextmanager
+def writing(folder):
+    """Say in words what the system says of a full disk, or of a folder in which nothing can be written: OSError."""
+    try:
+        yield
+    except OSError as problem:
+        # HDF5 tells the number in its text only.
+        number = problem.errno or next((n for n in _UNWRITABLE if f"errno = {n}," in str(problem)), None)
+        if number not in _UNWRITABLE:
+            raise
+        raise OSError(number, f"{_UNWRITABLE[number]}; what was finished is kept, and the next call goes on from "
+                      f"there ({problem})", str(folder)) from problem
+
+
+_UNWRITABLE = dict.fromkeys([errno.ENOSPC, errno.EDQUOT], "the disk is full: make room, or choose another folder")
+_UNWRITABLE |= dict.fromkeys([errno.EROFS, errno.EACCES, errno.EPERM], "nothing can be written here: choose a folder "
+                             "of your own, for notebooks with the environment variable FAG_WORK")
+
+
+def is_first():
+    """Is this the one that writes checkpoints and results? Of the workers of a cluster (see `devices`), the first."""
+    return json.loads(os.environ.get("TF_CONFIG") or "{}").get("task", {}).get("index", 0) == 0
+
+
+def unfinished(path):
+    """A name beside `path` for what will be moved there once it is whole; no other process uses it."""
+    return path.with_name(f"{path.name}-{platform.node()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.unfinished")
+
+
+def tidy(folder):
+    """Delete what processes of this machine that are no more left unfinished in a folder."""
+    if os.name != "posix":
+        return
+    for file in folder.glob("*.unfinished"):
+        name, pid, _ = file.stem.rsplit("-", 2)
+        if name.endswith(f"-{platform.node()}"):
+            try:
+                os.kill(int(pid), 0)  # signal 0: only ask
+            except ProcessLookupError:
+                file.unlink(missing_ok=True)
+            except PermissionError:
+                pass  # it lives, and is another user's
 
 
 def _unraisable(problem):

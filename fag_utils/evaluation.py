@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from . import labels
+from .table import hash_fold, usable
 
 PREDICTED = ["age", "age_low", "age_high", "male_probability"]
 MARK = "may_be_outside"  # kept beside the predictions where the predictor tells it
@@ -216,16 +217,39 @@ def group_accuracy(age, predicted, groups=None):
     known, answered = ~np.isnan(age), ~np.isnan(predicted)
     truth = np.where(known, _nearest_group(np.floor(age), groups, gaps=-1), -1)
     use = (truth >= 0) & answered
-    truth, called = truth[use], _nearest_group(np.floor(predicted[use] + 0.5), groups)
+    figures = group_report(truth[use], _nearest_group(np.floor(predicted[use] + 0.5), groups), groups)
+    return {
+        "exact": figures["exact"],
+        "one_off": figures["one_off"],
+        "count": figures["count"],
+        "without_label": int((~known).sum()),
+        "without_group": int((known & ~use & answered).sum()),
+        "without_prediction": int((known & ~answered).sum()),
+        "groups": figures["groups"],
+        "confusion": figures["confusion"],
+    }
+
+
+def group_report(truth, called, groups=None):
+    """`group_accuracy` where the answer is a group, not an age.
+
+    truth, called : (n,) index of the group, 0, 1, ...; a truth of -1 (none) is left out
+    groups : as there
+    -> dict: exact, one_off (fractions), count, groups (names), confusion.
+    """
+    groups = labels.ADIENCE_GROUPS if groups is None else list(groups)
+    truth, called = np.asarray(truth), np.asarray(called)
+    if truth.shape != called.shape:
+        raise ValueError(f"truth has {len(truth)} entries but called has {len(called)}")
+    truth, called = truth[truth >= 0], called[truth >= 0]
+    if len(called) and not (called.min() >= 0 and max(called.max(), truth.max()) < len(groups)):
+        raise ValueError(f"groups must lie in 0..{len(groups) - 1}")
     matrix = np.zeros((len(groups), len(groups)), dtype=int)
     np.add.at(matrix, (truth, called), 1)
     return {
         "exact": _mean(truth == called),
         "one_off": _mean(np.abs(truth - called) <= 1),
-        "count": int(use.sum()),
-        "without_label": int((~known).sum()),
-        "without_group": int((known & ~use & answered).sum()),
-        "without_prediction": int((known & ~answered).sum()),
+        "count": len(truth),
         "groups": [labels.group_name(limits) for limits in groups],
         "confusion": matrix.tolist(),
     }
@@ -263,6 +287,93 @@ def coverage(age, age_low, age_high):
     return {**figures(use), "groups": groups}
 
 
+# The protocol of Adience --------------------------------------------------------------------------------
+
+def five_folds(table, folds=5):
+    """Rounds of cross-validation over a set that brings no folds: in each, another fifth is the fold "test".
+
+    The fifth follows from the person where one is named, else from the file's name. For Adience itself, which has
+    folds of its own: `datasets.adience.rounds`. Yields `folds` copies of the table.
+    """
+    keys = [who if isinstance(who, str) else Path(path).name
+            for who, path in zip(table["identity"], table["path"], strict=True)]
+    for k in range(folds):
+        yield table.assign(fold=[hash_fold(key, test=k, validation=None, parts=folds) for key in keys])
+
+
+def cross_validate(rounds, answer):
+    """The protocol of Adience: learn from four folds, answer for the fifth, until each was asked once.
+
+    Eidinger, Enbar, Hassner (2014), "Age and Gender Estimation of Unfiltered Faces". People of an age between two
+    groups count for gender only, those without a gender for age only.
+
+    Parameters
+    ----------
+    rounds : iterable of tables; in each the pictures of the fold "test" are asked for
+    answer : function(learn, test), two tables with the column `group` (0..7, or -1) beside the others; gives a dict
+        with "group", (n,) indices, or "male", (n,) 1 or 0, or both, for the rows of `test`
+
+    Returns
+    -------
+    DataFrame, a row a round: pictures, exact, one_off and gender, as fractions, each where it was answered.
+    """
+    rows = []
+    for table in rounds:
+        table = usable(table)
+        group = np.where(table["age"].notna(), labels.adience_group(table["age"].fillna(-1)), -1)
+        table = table.assign(group=group)
+        asked = (table["fold"] == "test").to_numpy()
+        test = table[asked].reset_index(drop=True)
+        answers, row = answer(table[~asked].reset_index(drop=True), test), {"pictures": len(test)}
+        if "group" in answers:
+            report = group_report(test["group"], answers["group"])
+            row |= {name: report[name] for name in ("exact", "one_off")}
+        if "male" in answers:
+            known = test["male"].notna()
+            row["gender"] = _mean((np.asarray(answers["male"]) == test["male"])[known])
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def over_folds(rounds):
+    """Mean and standard deviation of each figure of `cross_validate` over the rounds, as Adience's results are told.
+
+    The deviation is that of a sample (n - 1). It tells how the folds differ, not how sure the mean is: any two
+    rounds learn from mostly the same pictures. DataFrame, a row a figure: mean, deviation.
+    """
+    figures = rounds.drop(columns="pictures")
+    return pd.DataFrame({"mean": figures.mean(), "deviation": figures.std(ddof=1)}).rename_axis("figure")
+
+
+# Face recognition ---------------------------------------------------------------------------------------
+
+def verification(embeddings, identity, others=20, seed=0):
+    """Can embeddings tell whether two pictures show the same person? A dict: auc, same, different.
+
+    auc is the probability that two pictures of one person are nearer (by the cosine) than two of different people:
+    0.5 is chance, 1 perfect. All pairs of one person are taken (`same`), and for each `others` random pairs of
+    different people (`different`). NaN where nobody has two pictures.
+
+    embeddings : (n, d); identity : (n,) who is seen
+    """
+    from sklearn.metrics import roc_auc_score
+
+    unit = np.asarray(embeddings, dtype="float64")
+    unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
+    who = pd.factorize(pd.Series(np.asarray(identity), dtype="object"))[0]
+    first, second = np.triu_indices(len(who), k=1)
+    alike = who[first] == who[second]
+    same, different = np.flatnonzero(alike), np.flatnonzero(~alike)
+    if not len(same) or not len(different):
+        return {"auc": np.nan, "same": len(same), "different": 0}
+    random = np.random.default_rng(seed)
+    different = random.choice(different, min(len(different), others * len(same)), replace=False)
+    pairs = np.concatenate([same, different])
+    cosine = np.sum(unit[first[pairs]] * unit[second[pairs]], axis=1)
+    auc = roc_auc_score(np.repeat([1, 0], [len(same), len(different)]), cosine)
+    return {"auc": float(auc), "same": len(same), "different": len(different)}
+
+
 # How sure are we of a figure ---------------------------------------------------------------------------
 
 def bootstrap(function, *arrays, n=1000, seed=0, groups=None, level=0.95):
@@ -292,6 +403,43 @@ def bootstrap(function, *arrays, n=1000, seed=0, groups=None, level=0.95):
     if results and isinstance(results[0], dict):
         return {key: _interval([result[key] for result in results], level) for key in results[0]}
     return _interval(results, level)
+
+
+def over_seeds(truth, answers, n=1000, seed=0):
+    """The figures of trainings that differ by chance only (seeds, or which pictures they learned from).
+
+    Each picture counts with its mean over the trainings, and the 95 % intervals draw pictures again: they say what
+    other pictures to measure on might change. The least and the most of the single trainings say what chance in
+    learning changes.
+
+    Parameters
+    ----------
+    truth : DataFrame with age (18..65 years) and male (1 or 0)
+    answers : one (predicted ages in years, male probabilities) for each training, for the rows of `truth`
+
+    Returns
+    -------
+    dict: mae (years), exact and one_off (shares, of the 8 groups of Adience, see `group_accuracy`), gender (share
+    that is right), each also with _low, _high (interval) and _least, _most; trainings.
+    """
+    age, male = truth["age"].to_numpy("float64"), truth["male"].to_numpy("float64")
+    group = labels.adience_group(age)
+    each = []
+    for predicted, probability in answers:
+        away = np.abs(labels.adience_group(np.floor(np.asarray(predicted) + 0.5), nearest=True) - group)
+        in_group = {"exact": away == 0, "one_off": away <= 1}
+        each.append({"mae": np.abs(predicted - age), "gender": (np.asarray(probability) >= 0.5) == male,
+                     **{name: np.where(group < 0, np.nan, right) for name, right in in_group.items()}})
+    names = ("mae", "exact", "one_off", "gender")
+    mean = [np.mean([figures[name] for figures in each], axis=0) for name in names]
+    intervals = bootstrap(lambda *rows: {name: _mean_known(row) for name, row in zip(names, rows, strict=True)},
+                          *mean, n=n, seed=seed)
+    result = {}
+    for name, row in zip(names, mean, strict=True):
+        single = [_mean_known(figures[name]) for figures in each]
+        result |= {name: _mean_known(row), f"{name}_low": intervals[name][0], f"{name}_high": intervals[name][1],
+                   f"{name}_least": min(single), f"{name}_most": max(single)}
+    return result | {"trainings": len(each)}
 
 
 def _draws(rows, groups, random):

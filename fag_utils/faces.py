@@ -853,6 +853,37 @@ def in_frame(points):
     return np.stack([z.real, z.imag], axis=1).astype("float32")
 
 
+REGIONS = ["elsewhere", "forehead", "cheeks", "mouth", "nose", "eyes"]  # where two meet, the later one has it
+
+
+def regions(points, side=62):
+    """Which part of the face each pixel of a crop belongs to: (n, side, side) uint8, numbers of REGIONS.
+
+    points : (n, 5, 2) landmarks in the frame, 0..1, as `crop_landmarks` gives them
+    Measured in distances between the eyes, along their line and across it, from the middle between them: so a tilted
+    or larger face has its regions tilted or larger. "elsewhere" is chin, ears, hair and what lies behind.
+    """
+    z = np.asarray(points, "float64") @ [1, 1j]
+    axis = (np.arange(side) + 0.5) / side
+    pixels = axis[None, None, :] + 1j * axis[None, :, None]
+    middle, across = z[:, :2].mean(axis=1), z[:, 1] - z[:, 0]
+    across = np.where(np.abs(across) < 1e-3, 1e-3, across)
+    place = (pixels - middle[:, None, None]) / across[:, None, None]
+    nose, left, right = (((z[:, k] - middle) / across)[:, None, None] for k in (2, 3, 4))
+    u, v, mouth = place.real, place.imag, (left + right) / 2
+    inside = {
+        "forehead": (np.abs(u) < 0.85) & (v > -0.95) & (v < 0),
+        "cheeks": (np.abs(u) < 0.85) & (v >= 0) & (v < mouth.imag),
+        "mouth": (np.abs(u - mouth.real) < (right - left).real / 2 + 0.12) & (np.abs(v - mouth.imag) < 0.2),
+        "nose": (np.abs(u - nose.real / 2) < 0.27) & (v > -0.1) & (v < nose.imag + 0.18),
+        "eyes": (np.abs(np.abs(u) - 0.5) < 0.32) & (v > -0.32) & (v < 0.22),  # with the brows
+    }
+    found = np.zeros(place.shape, "uint8")
+    for number, name in enumerate(REGIONS[1:], start=1):
+        found[inside[name]] = number
+    return found
+
+
 def _warp(picture, a, b, size):
     """Picture under z -> a z + b (pixel coordinates as complex numbers), size x size, antialiased."""
     corners = (np.array([0, size, size * 1j, size * (1 + 1j)]) - b) / a

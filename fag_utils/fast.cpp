@@ -43,7 +43,7 @@ template <int L> struct V : Types<L> {
 
 template <int L> static void add(float *sum, typename V<L>::f v) { V<L>::store(sum, V<L>::load(sum) + v); }
 
-enum { LINEAR = 0, PRELU = 1, RELU6 = 2 };
+enum { LINEAR = 0, PRELU = 1, RELU6 = 2, RELU = 3 };
 
 // Rows are worked on in blocks that stay in the nearest cache while all channels are gone through.
 static long block_of(long c) { return std::min(64L, std::max(8L, 4096 / c)); }
@@ -97,7 +97,8 @@ static void forward(const T *x, const T *residual, T *y, long rows, long c, cons
       for (long r = start; r < end; r++) {
         f z = v::load(x + r * c + k) * m + b;
         if (kind == PRELU) z = z > 0 ? z : z * slope;
-        if (kind == RELU6) { z = z > 0 ? z : v::all(0); z = z < 6 ? z : v::all(6); }
+        if (kind >= RELU6) z = z > 0 ? z : v::all(0);
+        if (kind == RELU6) z = z < 6 ? z : v::all(6);
         if (residual) z += v::load(residual + r * c + k);
         v::store(y + r * c + k, z);
       }
@@ -131,7 +132,7 @@ static void backward(const T *x, const T *dy, T *dx, long rows, long c, const fl
           if (kind != LINEAR) {
             f z = a * m + b;
             if (kind == PRELU) { sa += z > 0 ? zero : g * z; g = z > 0 ? g : g * slope; }
-            else { g = z > 0 ? g : zero; g = z < 6 ? g : zero; }
+            else { g = z > 0 ? g : zero; if (kind == RELU6) g = z < 6 ? g : zero; }
           }
           sb += g;
           sg += g * (a - mu);
@@ -165,7 +166,7 @@ static void backward(const T *x, const T *dy, T *dx, long rows, long c, const fl
         if (kind != LINEAR) {
           f z = a * m + b;
           if (kind == PRELU) g = z > 0 ? g : g * slope;
-          else { g = z > 0 ? g : zero; g = z < 6 ? g : zero; }
+          else { g = z > 0 ? g : zero; if (kind == RELU6) g = z < 6 ? g : zero; }
         }
         v::store(dx + r * c + k, m * (g - uu - (a - mu) * ww));
       }

@@ -22,7 +22,7 @@ import numpy as np
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 FLAGS = ["-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fPIC", "-fopenmp", "-Wno-psabi"]
-KINDS = {"linear": 0, "PReLU": 1, "ReLU": 2}
+KINDS = {"PReLU": 1, "ReLU": 2, "open ReLU": 3}  # what follows batch norm; ReLU is the one that ends at 6
 
 
 def available():
@@ -148,10 +148,11 @@ def same_padding(size, kernel, stride):
 class FastModel:
     """A Keras model whose layers PyTorch computes, with its own copy of the weights.
 
-    Understands the layers of the course's light networks: Rescaling, Conv2D, DepthwiseConv2D (square
-    kernels, no dilation), BatchNormalization, PReLU and ReLU(6) right after it, ReLU elsewhere, Add, Flatten,
-    GlobalAveragePooling2D, Dropout, Dense, Resizing, ZeroPadding2D, pooling without padding. ValueError for any
-    other.
+    Understands the layers of the course's networks: Rescaling, Conv2D (plain or with ReLU), DepthwiseConv2D (square
+    kernels, no dilation), BatchNormalization, PReLU, ReLU or ReLU(6) right after it, ReLU elsewhere, sigmoid, Add,
+    Multiply, Concatenate of channels, Flatten, GlobalAveragePooling2D, Dropout, Dense, Cosine, Softmax of one,
+    Resizing, ZeroPadding2D, pooling (of averages without padding), and GilNet's LocalResponseNormalization.
+    ValueError for any other.
 
     mixed : bfloat16 between the layers; None: where the processor is fast at it
     """
@@ -163,7 +164,8 @@ class FastModel:
         if mixed is None:
             mixed = torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self.dtype = torch.bfloat16 if mixed else torch.float32
-        self.model, self.outputs = model, dict(model.output)
+        self.model = model
+        self.outputs = {name: self._logits(output) for name, output in model.output.items()}
         self.values = {v.path: torch.tensor(keras.ops.convert_to_numpy(v)) for v in model.weights}
         self.trainable = [self.values[v.path].requires_grad_() for v in model.trainable_weights]
         self.decayed = [self.values[v.path] for v in model.trainable_weights
@@ -188,6 +190,12 @@ class FastModel:
     def _weights(self, layer):
         return {v.name: self.values[v.path] for v in layer.weights}
 
+    @staticmethod
+    def _logits(output):
+        """A head's tensor before its softmax: a layer of its own, or the activation of Dense, which we leave away."""
+        layer = output._keras_history.operation
+        return layer.input if type(layer).__name__ == "Softmax" else output
+
     # --- layers ---
 
     def _read(self):
@@ -197,26 +205,38 @@ class FastModel:
         for layer in layers:
             for x in self._inputs(layer):
                 users.setdefault(id(x), []).append(layer)
-        joined = set()
+        joined, known = set(), {id(self.model.input)}
         for layer in layers:
             name, inputs, output = type(layer).__name__, [id(x) for x in self._inputs(layer)], layer.output
             if layer in joined or name == "InputLayer":
                 continue
             step = getattr(self, f"_{name.lower()}", None)
-            if step is None or ("Pooling" in name and getattr(layer, "padding", "valid") != "valid"):
+            if step is None or ("AveragePooling" in name and getattr(layer, "padding", "valid") != "valid") or (
+                    name == "Activation" and layer.activation.__name__ != "sigmoid"):
                 raise ValueError(f"the fast step doesn't know the layer {layer.name} ({name}): train it with Keras")
+            if name.endswith("BatchNormalization") and output.shape[-1] % 8:
+                channels = output.shape[-1]
+                raise ValueError(f"the fast step computes 8 channels at once, and {layer.name} has {channels}")
             together = [layer]
             if name.endswith("BatchNormalization"):
                 follower = users.get(id(output), [])
-                if len(follower) == 1 and type(follower[0]).__name__ in ("PReLU", "ReLU"):
+                if len(follower) == 1 and self._joins(follower[0]):
                     together += follower
                     output = follower[0].output
                 elif len(follower) == 1 and type(follower[0]).__name__ == "Add":
-                    inputs += [id(x) for x in self._inputs(follower[0]) if x is not output]
-                    together += follower
-                    output = follower[0].output
+                    others = [id(x) for x in self._inputs(follower[0]) if x is not output]
+                    if known.issuperset(others):  # of two batch norms that are added, the second does it
+                        inputs += others
+                        together += follower
+                        output = follower[0].output
                 joined.update(together)
+            known.add(id(output))
             yield step, together, inputs, id(output)
+
+    @staticmethod
+    def _joins(layer):
+        kind = type(layer).__name__
+        return kind == "PReLU" or (kind == "ReLU" and layer.max_value in (None, 6))
 
     @staticmethod
     def _inputs(layer):
@@ -229,7 +249,8 @@ class FastModel:
 
         self.training = training
         x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2)
-        tensors = {id(self.model.input): x}
+        # Not the model's own `input`: where a model was made around another one, it is a second name for the same.
+        tensors = {id(layer.output): x for layer in self.model.layers if type(layer).__name__ == "InputLayer"}
         for step, layers, inputs, output in self.program:
             tensors[output] = step(layers, *(tensors[i] for i in inputs))
         return {name: tensors[id(output)] for name, output in self.outputs.items()}
@@ -241,6 +262,13 @@ class FastModel:
         with torch.no_grad():
             logits = self(pictures)
             return {name: torch.softmax(value, dim=1).numpy() for name, value in logits.items()}
+
+    def features(self, pictures):
+        """Outputs as they are, for a network without a softmax at its end: dict of float32 arrays."""
+        import torch
+
+        with torch.no_grad():
+            return {name: value.float().numpy() for name, value in self(pictures).items()}
 
     def _rescaling(self, layers, x):
         import torch
@@ -257,10 +285,20 @@ class FastModel:
     def _relu(self, layers, x):
         return x.clamp(0, layers[0].max_value)
 
+    def _localresponsenormalization(self, layers, x):
+        from torch.nn import functional as F
+
+        return F.local_response_norm(x.float(), layers[0].depth, layers[0].alpha, layers[0].beta).to(x.dtype)
+
     def _maxpooling2d(self, layers, x):
         from torch.nn import functional as F
 
-        return F.max_pool2d(x, layers[0].pool_size, layers[0].strides)
+        layer = layers[0]
+        if layer.padding == "same":  # what lies beside the map must never be the largest
+            sides = zip(x.shape[2:], layer.pool_size, layer.strides, strict=True)
+            rows, columns = (same_padding(*side) for side in sides)
+            x = F.pad(x, (*columns, *rows), value=float("-inf"))
+        return F.max_pool2d(x, layer.pool_size, layer.strides)
 
     def _averagepooling2d(self, layers, x):
         from torch.nn import functional as F
@@ -279,14 +317,15 @@ class FastModel:
         layer, kernel = layers[0], self._weights(layers[0])["kernel"]
         stride, (h, w), k = layer.strides[0], x.shape[2:], kernel.shape[0]
         bias = self._weights(layer).get("bias")
+        relu = F.relu if layer.activation.__name__ == "relu" else lambda y: y
         if (h, w, k) == (1, 1, 1):  # of one pixel: a matrix product, small enough for float32
-            return F.linear(x.flatten(1).float(), kernel[0, 0].T, bias)[:, :, None, None]
+            return relu(F.linear(x.flatten(1).float(), kernel[0, 0].T, bias)[:, :, None, None])
         pads = [same_padding(side, k, stride) if layer.padding == "same" else (0, 0) for side in (h, w)]
         even = [before for before, after in pads if before == after]
         if len(even) < 2:
             x, even = F.pad(x, (*pads[1], *pads[0])), 0
         bias = None if bias is None else bias.to(x.dtype)
-        return F.conv2d(x, kernel.permute(3, 2, 0, 1).to(x.dtype), bias, stride, even)
+        return relu(F.conv2d(x, kernel.permute(3, 2, 0, 1).to(x.dtype), bias, stride, even, groups=layer.groups))
 
     def _depthwiseconv2d(self, layers, x):
         layer, kernel = layers[0], self._weights(layers[0])["kernel"]
@@ -299,12 +338,16 @@ class FastModel:
     def _batchnormalization(self, layers, x, residual=None):
         layer, w = layers[0], self._weights(layers[0])
         follower = type(layers[-1]).__name__ if len(layers) > 1 else "linear"
-        kind = KINDS.get(follower, 0)
+        open_end = follower == "ReLU" and layers[-1].max_value is None
+        kind = KINDS.get("open ReLU" if open_end else follower, 0)
         alpha = self._weights(layers[-1])["alpha"] if follower == "PReLU" else None
-        moments = None if self.training else (w["moving_mean"], w["moving_variance"])
+        learning = self.training and layer.trainable  # a frozen one keeps to its statistics
+        if self.training and not learning and x.requires_grad:
+            raise ValueError(f"the fast step can't learn through the frozen {layer.name}: train it with Keras")
+        moments = None if learning else (w["moving_mean"], w["moving_variance"])
         y, mean, variance = _functions()[0](
             x, residual, w["gamma"], w["beta"], alpha, kind, layer.epsilon, moments)
-        if self.training:
+        if learning:
             momentum = layer.momentum if self.momentum is None else self.momentum
             w["moving_mean"].lerp_(mean, 1 - momentum)
             w["moving_variance"].lerp_(variance, 1 - momentum)
@@ -312,8 +355,22 @@ class FastModel:
 
     _fusedbatchnormalization = _batchnormalization
 
+    def _activation(self, layers, x):
+        return x.sigmoid()
+
     def _add(self, layers, x, y):
         return x + y
+
+    def _multiply(self, layers, x, y):
+        return x * y
+
+    def _concatenate(self, layers, *parts):
+        import torch
+
+        return torch.cat(parts, dim=1)
+
+    def _softmax(self, layers, x):
+        return x.float().softmax(dim=1)
 
     def _flatten(self, layers, x):
         return x.permute(0, 2, 3, 1).flatten(1)
@@ -331,6 +388,11 @@ class FastModel:
 
         w = self._weights(layers[0])
         return F.linear(x.float(), w["kernel"].T, w.get("bias"))
+
+    def _cosine(self, layers, x):
+        from torch.nn import functional as F
+
+        return F.normalize(x.float(), dim=1) @ F.normalize(self._weights(layers[0])["kernel"], dim=0)
 
 
 class FastEngine:
@@ -416,11 +478,30 @@ class FastEngine:
                 loss = F.cross_entropy(logits, target * (1 - smoothing) + smoothing / 2, reduction="none")
                 right = (logits.argmax(1) == target.argmax(1)).float()
                 measures["accuracy"] = self._mean(right, weight)
+            elif head != "age":
+                loss = F.cross_entropy(self._class_logits(head, logits, target), target.long(), reduction="none")
+                measures[f"{head}_accuracy"] = self._mean((logits.argmax(1) == target).float(), weight)
             else:
                 loss, error, inside = self._age_loss(logits, target)
                 measures["mae"] = self._mean(error, weight * inside)
             total = total + (loss * weight).mean()
         return total, measures
+
+    def _class_logits(self, head, logits, target):
+        """Logits of a head that tells classes apart; for cosines as `training.ArcFace` makes them."""
+        import torch
+
+        from fag_utils import training
+
+        loss = training.class_loss(self.net.model.get_layer(head))
+        if not isinstance(loss, training.ArcFace):
+            return logits
+        place = target.long()[:, None]
+        cosine, margin = logits.gather(1, place), loss.margin
+        sine = (1 - cosine**2).clamp(min=1e-6).sqrt()
+        moved = torch.where(cosine > -np.cos(margin), cosine * np.cos(margin) - sine * np.sin(margin),
+                            cosine - margin * np.sin(margin))
+        return loss.scale * logits.scatter(1, place, moved)
 
     @staticmethod
     def _mean(value, weight):

@@ -100,6 +100,54 @@ def gallery(pictures, captions=None, columns=8, size=1.3, title=None):
     return figure
 
 
+def maps_over(pictures, maps, side=186, size=1.5):
+    """Pictures, and beside each what a network looks at: bright where its map is high, dark where it is low.
+
+    pictures : (n, h, w, 3) uint8; maps : dict of name -> (n, a, b), each map scaled to its own range
+    -> Figure, a row a picture
+    """
+    import matplotlib.pyplot as plt
+
+    columns = ["picture", *maps]
+    figure, axes = plt.subplots(len(pictures), len(columns), squeeze=False, layout="constrained",
+                                figsize=(size * len(columns), size * len(pictures) + 0.3))
+    for row, picture in zip(range(len(pictures)), pictures, strict=True):
+        grey = np.asarray(picture, "float64").mean(axis=-1)
+        for ax, name in zip(axes[row], columns, strict=True):
+            ax.axis("off")
+            frame = (0, side, side, 0)
+            if name == "picture":
+                ax.imshow(picture, extent=frame)
+            else:
+                found = np.asarray(maps[name][row], "float64")
+                ax.imshow(grey, cmap="grey", vmin=0, vmax=255, extent=frame)
+                ax.imshow(found, cmap="inferno", alpha=0.6, interpolation="bilinear", extent=frame)
+            if row == 0:
+                ax.set_title(name, fontsize=9, loc="center")
+    return figure
+
+
+@_styled
+def region_shares(table, areas, ax=None):
+    """How densely attention lies on each part of the face: 1 is as on the whole picture, on average.
+
+    table : DataFrame, a row for each map, a column for each region, shares that sum to 1; areas : the regions' own
+        shares of the picture
+    """
+    density = table / areas
+    ax = _axes(ax, 8, 3.4)
+    width = 0.8 / len(density)
+    for number, (name, row) in enumerate(density.iterrows()):
+        place = np.arange(len(row)) + (number - (len(density) - 1) / 2) * width
+        ax.bar(place, row, width, label=name)
+    ax.axhline(1, color=GREY, linewidth=1)
+    ax.set_xticks(range(len(table.columns)), table.columns)
+    ax.set(ylabel="attention, times its share of area")
+    ax.grid(axis="x", visible=False)
+    ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1))
+    return ax
+
+
 @_styled
 def predictions(photo, people, ax=None):
     """A photograph with a numbered box round each face, and what the network says of it.
@@ -568,6 +616,40 @@ def ablation(table, figures=("mae", "gender_accuracy"), names=("mean absolute er
         ax.set(xlabel=name, yticks=range(len(variants)), ylim=(len(variants) - 0.5, -0.5))
         ax.set_yticklabels(variants)
     figure.tight_layout()
+    return figure
+
+
+@_styled
+def learning_curves(table, figures=("mae", "gender"),
+                    names=("mean absolute error (years)", "gender right (%)")):
+    """What more pictures to learn from are worth: a colour a start, a line style a way to learn, a band an interval.
+
+    table : DataFrame with start, how, pictures, and for each of `figures` its value, _low and _high (shares, where
+        the name says %); a row for each number of pictures
+    -> Figure, a panel for each of `figures`
+    """
+    import matplotlib.pyplot as plt
+
+    starts, ways = (list(dict.fromkeys(table[column])) for column in ("start", "how"))
+    figure, axes = plt.subplots(1, len(figures), figsize=(5.2 * len(figures), 4.2), squeeze=False,
+                                layout="constrained")
+    sizes = sorted(table["pictures"].unique())
+    for ax, column, name in zip(axes[0], figures, names, strict=True):
+        scale = 100 if "%" in name else 1
+        for (start, how), line in table.groupby(["start", "how"], sort=False):
+            line = line.sort_values("pictures")
+            colour = COLOURS[starts.index(start) % len(COLOURS)]
+            style = ["-", "--", ":"][ways.index(how) % 3]
+            ax.plot(line["pictures"], scale * line[column], marker="o", linestyle=style, color=colour,
+                    label=f"{start}, {how}" if len(ways) > 1 else start)
+            ax.fill_between(line["pictures"], scale * line[f"{column}_low"], scale * line[f"{column}_high"],
+                            color=colour, alpha=0.12, linewidth=0)
+        ax.set_xscale("log")
+        ax.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        ax.minorticks_off()
+        ax.set(xlabel="pictures learned from (logarithmic)", ylabel=name)
+    handles, words = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, words, loc="outside lower center", ncols=2 if len(words) > 3 else len(words))
     return figure
 
 

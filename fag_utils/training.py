@@ -4,6 +4,8 @@ Both trainings share one loop, `fit`: an epoch is one array of row numbers (see 
 written after each, and a run that was killed goes on after the last one with the same batches.
 """
 
+import functools
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -16,8 +18,16 @@ import tensorflow as tf
 from keras import ops
 from tqdm.auto import tqdm
 
-from fag_utils import batches, cleaning, faces, labels, occlusion
-from fag_utils.models import add_age_branch, gender_classifier, mask_classifier, mobilefacenet
+from fag_utils import batches, cleaning, course, faces, labels, occlusion
+from fag_utils.models import (
+    Cosine,
+    add_age_branch,
+    face_recogniser_head,
+    features,
+    gender_classifier,
+    mask_classifier,
+    mobilefacenet,
+)
 from fag_utils.table import hash_fold
 
 
@@ -82,6 +92,30 @@ class ExpectedAgeError(keras.metrics.Mean):
         super().update_state(ops.abs(mean - wanted), weight)
 
 
+class ArcFace(keras.losses.Loss):
+    """Loss of face recognition: the angle to one's own direction must be smaller than any other by `margin` radians.
+
+    Deng, Guo, Xue, Zafeiriou (2019), "ArcFace: Additive Angular Margin Loss for Deep Face Recognition": cross-entropy
+    over `scale` times the cosines, the right one taken at its angle plus the margin. Where that sum passes 180
+    degrees the cosine falls on in a straight line instead, as in the authors' code.
+
+    y_true (n,) class; y_pred (n, classes) cosines, as `models.Cosine` gives them; -> (n,) losses.
+    """
+
+    def __init__(self, margin=0.5, scale=64.0, name="arcface", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.margin, self.scale = margin, scale
+
+    def call(self, y_true, y_pred):
+        right = ops.one_hot(ops.cast(ops.reshape(y_true, (-1,)), "int32"), y_pred.shape[-1])
+        cosine = ops.sum(right * y_pred, axis=-1, keepdims=True)
+        sine = ops.sqrt(ops.maximum(1 - cosine**2, 1e-6))  # where it is 0, a square root has no slope
+        moved = ops.where(cosine > -np.cos(self.margin), cosine * np.cos(self.margin) - sine * np.sin(self.margin),
+                          cosine - self.margin * np.sin(self.margin))
+        logits = self.scale * (y_pred + right * (moved - cosine))
+        return ops.logsumexp(logits, axis=-1) - ops.sum(right * logits, axis=-1)
+
+
 class Recipe(NamedTuple):
     """How to train: everything that differs between the published way and ours."""
 
@@ -122,10 +156,11 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
     """Batch norm whose training step is one kernel of TensorFlow, instead of a dozen operations.
 
     With it the networks of the course train 1.5 times as fast on a CPU. The variance is the unbiased one.
+    A frozen one keeps to its running statistics, as Keras' does.
     """
 
     def call(self, inputs, training=None, mask=None):
-        if not training or keras.backend.backend() != "tensorflow" or len(inputs.shape) != 4:
+        if not (training and self.trainable) or keras.backend.backend() != "tensorflow" or len(inputs.shape) != 4:
             return super().call(inputs, training=training, mask=mask)
         outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
             inputs, self.gamma, self.beta, epsilon=self.epsilon, is_training=True)
@@ -148,10 +183,14 @@ def fast_copy(model):
 def settle_batch_norm(model, data):
     """Measure the means and variances of batch norm anew, for averaged weights: those kept while training
     belong to other weights (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima").
+    Frozen ones belong to frozen weights, and stay.
 
     data : batches of the composition that was trained with; their statistics are averaged evenly
     """
-    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    norms = [layer for layer in model.layers
+             if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable]
+    if not norms:
+        return
     momentum = [layer.momentum for layer in norms]
     for number, (pictures, *_) in enumerate(data):
         for layer in norms:
@@ -159,6 +198,39 @@ def settle_batch_norm(model, data):
         model(pictures, training=True)
     for layer, value in zip(norms, momentum, strict=True):
         layer.momentum = value
+
+
+LEARN = ("last layer", "last block", "whole net")
+
+# How the names of the layers in the last block of each backbone begin.
+LAST_BLOCK = {
+    "mobilefacenet": ("row7_2_", "row8_", "row9_", "row10_"),
+    "efficientnet_lite0": ("stage8_", "stage9_"),
+    "face_resnet": ("stage5_",),
+    "gilnet": ("fc6", "fc7"),
+    "alexnet": ("fc6", "fc7"),
+    "vgg_face": ("fc6", "fc7"),
+}
+
+
+def freeze(model, learn="last layer"):
+    """Choose what of a network with heads will learn (see `models.age_gender`): the number of weights that will.
+
+    learn : "last layer", the heads alone; "last block", them and the backbone's last block (see LAST_BLOCK); or
+        "whole net". Frozen batch norm computes as in use, with the statistics it came with: those of a few pictures
+        of another kind would spoil what was learned.
+    """
+    if learn not in LEARN:
+        raise ValueError(f"learn must be one of {LEARN}, got {learn!r}")
+    block = next((names for network, names in LAST_BLOCK.items() if model.name.startswith(network)), None)
+    if learn == "last block" and block is None:
+        raise ValueError(f"no last block is known for {model.name}: there is one for {sorted(LAST_BLOCK)}")
+    head = False
+    for layer in model.layers:
+        in_block = learn == "last block" and layer.name.startswith(block)
+        layer.trainable = learn == "whole net" or in_block or head
+        head = head or layer.name == "embedding"  # the layers after it are the heads'
+    return int(sum(np.prod(weight.shape) for weight in model.trainable_weights))
 
 
 def learning_rate(recipe, steps, steps_per_epoch):
@@ -171,6 +243,7 @@ def learning_rate(recipe, steps, steps_per_epoch):
         rate / 20, max(1, steps - warm_up), warmup_target=rate, warmup_steps=warm_up)
 
 
+BATCH_HEADS = ("age", "gender", "masked")  # whose targets `batches.dataset` makes
 WEIGHT_DECAY, CLIP = 0.02, 5.0
 NO_DECAY = ["bias", "gamma", "beta", "alpha"]
 
@@ -197,9 +270,19 @@ def compile_model(model, recipe, steps, steps_per_epoch):
     metrics = {"age": [ExpectedAgeError(name="mae")],
                **{head: [keras.metrics.CategoricalAccuracy(name="accuracy")] for head in ("gender", "masked")}}
     heads = model.output_names
+    for head in set(heads) - set(losses):
+        losses[head] = class_loss(model.get_layer(head))
+        metrics[head] = [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
     # XLA is several times slower than TensorFlow's own kernels for these networks on a CPU.
     model.compile(optimizer=optimizer, loss={head: losses[head] for head in heads},
                   weighted_metrics={head: metrics[head] for head in heads}, jit_compile=False)
+
+
+def class_loss(layer):
+    """The loss of a head that tells classes apart: ArcFace's for cosines, else categorical cross-entropy."""
+    if isinstance(layer, Cosine):
+        return ArcFace(layer.margin, layer.scale)
+    return keras.losses.SparseCategoricalCrossentropy()
 
 
 class KerasEngine:
@@ -228,7 +311,7 @@ class KerasEngine:
         step = keras.callbacks.LambdaCallback(
             on_train_batch_end=lambda batch, logs: on_step(),
             on_epoch_end=lambda epoch, logs: plain.update(weights=self.model.get_weights()))
-        logs = self.model.fit(data, steps_per_epoch=steps, verbose=0, callbacks=[step]).history
+        logs = self.model.fit(data, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[step]).history
         self.model.set_weights(plain["weights"])
         return {key: values[-1] for key, values in _named(logs).items()}
 
@@ -249,8 +332,12 @@ class KerasEngine:
         return self.model.get_weights()
 
 
-def _engine(name):
-    """The class that computes the steps: "keras", or "fast" where that can be had."""
+def _engine(name, devices="one"):
+    """What makes the object that computes the steps: "keras", or "fast" where that can be had and on one device."""
+    if devices != "one":
+        from fag_utils.devices import SharedEngine, strategy
+
+        return functools.partial(SharedEngine, strategy=strategy(devices))
     if name == "keras":
         return KerasEngine
     from fag_utils import fast
@@ -261,12 +348,13 @@ def _engine(name):
 
 
 def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=None, seed=0,
-        progress=True, on_epoch=None, engine="keras", teacher=None, points=None):
+        progress=True, on_epoch=None, engine="keras", teacher=None, points=None, devices="one"):
     """Train a model; interrupted, it goes on from its last finished epoch when called again.
 
     Parameters
     ----------
-    crops, table : stored crops (n, s, s, 3) and their rows
+    crops, table : stored crops (n, s, s, 3) and their rows. A head that is neither "age" nor "gender" learns the
+        column of its name: classes 0, 1, ..., and -1 where it isn't known
     epoch_rows : function(epoch) -> (steps, batch) row numbers, the same for the same epoch
     folder : where the checkpoint and `history.csv` lie; a finished training is loaded from there
     tuning : (crops, table) measured after each epoch, or None
@@ -275,6 +363,8 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     teacher : `Teacher` that sees the same pictures and gives its answers as targets, or None
     size : of the pictures in pixels; where the recipe sees the eyes alone, the width
     points : landmarks of the crops, (n, 5, 2), for recipes that draw masks (see `batches.see`), or None
+    devices : "one", "all" the GPUs of this machine, or the "workers" of a cluster; Keras computes on several, with
+        the losses of one (see `devices`)
 
     The model's weights are those of the trained network when this returns.
 
@@ -285,29 +375,35 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     pictures a second.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    if devices != "one":
+        engine = "keras"
+    with course.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     state_file, finished = folder / "state.json", folder / "finished.weights.h5"
     steps_per_epoch = len(epoch_rows(0))
     settings = {"recipe": recipe.name, "epochs": epochs, "rows": len(table), "steps": steps_per_epoch,
                 "seed": seed, "size": size, "model": model.name, "engine": engine,
-                "teacher": teacher and teacher.name}
+                "teacher": teacher and teacher.name, "pictures": _fingerprint(table)}
+    if not all(layer.trainable for layer in model.layers):
+        settings["learns"] = sum(layer.trainable for layer in model.layers)
     history = []
     if state_file.exists():
         state = json.loads(state_file.read_text())
-        if state["settings"] != settings:
+        if any(settings[key] != value for key, value in state["settings"].items()):
             raise ValueError(
                 f"{folder} holds another training ({state['settings']}, now {settings}): "
                 "give this one another folder, or delete that one")
         history = state["history"]
         if finished.exists():
             model.load_weights(finished)
+            _finish(folder, history)
             return pd.DataFrame(history)
     keras.utils.set_random_seed(seed)
-    trainer = _engine(engine)(model, recipe, epochs * steps_per_epoch, steps_per_epoch)
+    trainer = _engine(engine, devices)(model, recipe, epochs * steps_per_epoch, steps_per_epoch)
     if history:
         # The checkpoint is named by its epoch: the state file, written last, says which one is whole.
         trainer.load(_checkpoint(folder, trainer, len(history)))
-    crops = tf.convert_to_tensor(crops)  # once: every epoch's batches are gathered from the same memory
+    crops = batches.ready(crops)  # once: every epoch's batches are gathered from the same memory
     bar = tqdm(total=epochs * steps_per_epoch, initial=len(history) * steps_per_epoch, unit="step",
                disable=not progress or len(history) >= epochs)
 
@@ -316,6 +412,7 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
                "blended": recipe.blended if teacher else 0.0}
         data = batches.dataset(crops, table, rows, size, **see, heads=model.output_names, every_age=recipe.every_age,
                                points=points, eyes=recipe.eyes)
+        data = with_classes(data, table, rows, model.output_names)
         return data if teacher is None else teacher.taught(data, table, rows, see, recipe)
 
     for epoch in range(len(history), epochs):
@@ -329,18 +426,53 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
             model.set_weights(trainer.averaged_weights())
             row |= _measure(model, *tuning, size, recipe.eyes)
         history.append(row)
-        _save_state(trainer, folder, state_file, {"settings": settings, "history": history})
+        if course.is_first():
+            with course.writing(folder):
+                _save_state(trainer, folder, state_file, {"settings": settings, "history": history})
         bar.set_postfix({k: f"{v:.3g}" for k, v in row.items() if k in ("loss", "tune_mae", "tune_accuracy")})
         if on_epoch:
             on_epoch(pd.DataFrame(history))
     bar.close()
     model.set_weights(trainer.finish(dataset(epoch_rows(epochs - 1)[:64], epochs)))
-    model.save_weights(folder / "unfinished.weights.h5")
-    (folder / "unfinished.weights.h5").replace(finished)  # whole or not there
-    _checkpoint(folder, trainer, epochs).unlink(missing_ok=True)
-    history = pd.DataFrame(history)
-    history.to_csv(folder / "history.csv", index=False)
-    return history
+    if course.is_first():
+        with course.writing(folder):
+            model.save_weights(folder / "unfinished.weights.h5")
+            (folder / "unfinished.weights.h5").replace(finished)  # whole or not there
+            _finish(folder, history)
+    return pd.DataFrame(history)
+
+
+def _finish(folder, history):
+    """What comes after the last weights; a kill in between is made up for at the next call."""
+    pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
+    for leftover in (*folder.glob("epoch-*"), *folder.glob("*.tmp"), *folder.glob("unfinished.*")):
+        leftover.unlink(missing_ok=True)
+
+
+def _fingerprint(table):
+    """Changes with the rows, their labels, and the pictures: a crop's folder is named by their sizes and dates."""
+    crops = ["/".join(Path(crop).parts[-3:]) if isinstance(crop, str) else "" for crop in table.get("crop", [])]
+    text = table[["age", "male"]].to_csv() + "\n".join(crops)
+    return hashlib.sha1(text.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def with_classes(data, table, rows, heads):
+    """The batches of `batches.dataset` with targets and weights for heads that it doesn't know (see `fit`)."""
+    columns = {head: tf.constant(table[head].to_numpy("int32")) for head in heads
+               if head not in BATCH_HEADS}
+    if not columns:
+        return data
+
+    def add(batch, index):
+        pictures, targets, weights = batch
+        classes = {head: tf.gather(column, index) for head, column in columns.items()}
+        return (pictures, targets | {head: tf.maximum(value, 0) for head, value in classes.items()},
+                weights | {head: tf.cast(value >= 0, tf.float32) for head, value in classes.items()})
+
+    rows = rows.astype("int32")
+    if isinstance(data, tf.data.Dataset):
+        return tf.data.Dataset.zip(data, tf.data.Dataset.from_tensor_slices(rows)).map(add)
+    return (add(batch, index) for batch, index in zip(data, rows, strict=True))
 
 
 def _checkpoint(folder, trainer, epoch):
@@ -370,10 +502,14 @@ def _named(logs):
 def _measure(model, crops, table, size, eyes=None):
     probabilities = predict(model, crops, size, eyes=eyes)
     result = {}
-    head, column = ("masked", "masked") if "masked" in probabilities else ("gender", "male")
-    truth = table[column].to_numpy("float64")
-    known = ~np.isnan(truth)
-    result["tune_accuracy"] = float(((probabilities[head][known, 1] > 0.5) == truth[known]).mean())
+    for head, column in (("gender", "male"), ("masked", "masked")):
+        if head in probabilities:
+            truth = table[column].to_numpy("float64")
+            known = ~np.isnan(truth)
+            result["tune_accuracy"] = float(((probabilities[head][known, 1] > 0.5) == truth[known]).mean())
+    for head in set(probabilities) - set(BATCH_HEADS):
+        classes = table[head].to_numpy()
+        result[f"tune_{head}"] = float((probabilities[head].argmax(axis=1) == classes)[classes >= 0].mean())
     if "age" in probabilities:
         age = table["age"].to_numpy()
         known = labels.age_group(np.nan_to_num(age, nan=-1)) >= 0
@@ -398,7 +534,7 @@ class Teacher:
 
     def __init__(self, networks, crops, engine="keras"):
         self.name = ", ".join(network.name for network in networks)
-        self.crops = {size: tf.convert_to_tensor(stored) for size, stored in crops.items()}
+        self.crops = {size: batches.ready(stored) for size, stored in crops.items()}
         self.networks = [(network.input_shape[1], answering(network, engine)) for network in networks]
 
     def taught(self, data, table, rows, see, recipe):
@@ -442,17 +578,79 @@ def soft_targets(targets, weights, answers, recipe):
     return mixed, sure
 
 
-def predict(model, crops, size, mirror=False, eyes=None):
+def embed(backbone, crops, size, engine="keras"):
+    """What a backbone answers to stored crops, not augmented: (n, features) float32."""
+    data = batches.in_order(crops, size)
+    if engine == "fast":
+        from fag_utils import fast
+
+        network = fast.FastModel(keras.Model(backbone.input, {"embedding": backbone.output}))
+        return np.concatenate([network.features(pictures)["embedding"] for pictures in data])
+    function = tf.function(lambda x: backbone(x, training=False), reduce_retracing=True)
+    return np.concatenate([function(pictures).numpy() for pictures in data])
+
+
+def predict(model, crops, size, mirror=False, eyes=None, engine="keras"):
     """Outputs of a model for stored crops, not augmented: dict of arrays (n, 48) and (n, 2).
 
     mirror : average them with the outputs for the mirror images, as a `Predictor` does
     eyes : for a network that sees the region of the eyes alone, `size` pixels wide (see `batches.see`)
+    engine : what computes them, "keras" or "fast" (see `fast`)
     """
     if mirror:
-        views = [predict(model, view, size, eyes=eyes) for view in (crops, crops[:, :, ::-1])]
+        views = [predict(model, view, size, eyes=eyes, engine=engine) for view in (crops, crops[:, :, ::-1])]
         return {head: (views[0][head] + views[1][head]) / 2 for head in views[0]}
-    outputs = model.predict(batches.in_order(crops, size, eyes=eyes), verbose=0)
+    data = batches.in_order(crops, size, eyes=eyes)
+    if engine == "fast":
+        answer = answering(model, engine)
+        parts = [answer(pictures) for pictures in data]
+        return {head: np.concatenate([part[head] for part in parts]) for head in parts[0]}
+    outputs = model.predict(data, verbose=0)
     return outputs if isinstance(outputs, dict) else dict(zip(model.output_names, outputs, strict=True))
+
+
+def block_features(backbone, crops, size, most=None):
+    """What a frozen network finds in stored crops: dict block -> (n, channels) (see `models.features`)."""
+    return predict(features(backbone, most), crops, size)
+
+
+def ocular_crops(crops, eyes="both"):
+    """Stored crops of the region of the eyes alone, stretched to squares: (n, s, s, 3) uint8, as the crops given.
+
+    Around the region is the room that augmentation needs, as around a face. `batches.see` then shows a network what
+    `occlusion.ocular` shows, in a square.
+    """
+    left, top, right, bottom = occlusion.EYES[eyes]
+    crops = tf.convert_to_tensor(crops)
+    side = crops.shape[1]
+
+    def ends(low, high):
+        """Where the middles of the first and last sample lie, as crop_and_resize counts; the room is in it."""
+        middle, half = ((low + high) / 2 - 0.5) / cleaning.CROP_MARGIN + 0.5, (high - low) / 2 * (1 - 1 / side)
+        return [(place * side - 0.5) / (side - 1) for place in (middle - half, middle + half)]
+
+    (top, bottom), (left, right) = ends(top, bottom), ends(left, right)
+    parts = []
+    for start in range(0, len(crops), 512):  # float32 is four times the memory
+        part = tf.cast(crops[start : start + 512], tf.float32)
+        boxes = tf.tile([[top, left, bottom, right]], (len(part), 1))
+        seen = tf.image.crop_and_resize(part, boxes, tf.range(len(part)), (side, side))
+        parts.append(tf.cast(tf.round(seen), tf.uint8).numpy())
+    return np.concatenate(parts)
+
+
+def linear_svm(found, classes, c=0.01):
+    """A linear support vector machine on features (n, d) for classes (n,), one against the rest; `.predict` asks it.
+
+    The features are brought to mean 0 and spread 1 first. `c` is scikit-learn's C: the smaller, the wider the margin.
+    """
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.svm import LinearSVC
+
+    # Primal: its answer has no chance in it, and hundreds of features for thousands of pictures are solved at once.
+    machine = make_pipeline(StandardScaler(), LinearSVC(C=c, dual=False, tol=1e-3, max_iter=200))
+    return machine.fit(found, classes)
 
 
 def calibrate(probabilities, table):
@@ -492,21 +690,49 @@ def calibrate(probabilities, table):
 
 
 def pretrain_gender(table, folder, size=62, width=0.75, epochs=8, recipe=OURS, seed=0, progress=True,
-                    on_epoch=None, engine="keras"):
+                    on_epoch=None, engine="keras", backbone=None, devices="one", batch_size=batches.BATCH_SIZE):
     """Train a gender classifier on the kept rows of a cleaned table (CelebA): (model, history).
 
-    Only the fold "train" is used. Called again, it resumes, or loads what was finished.
+    Only the fold "train" is used. Called again, it resumes, or loads what was finished. `backbone` is the network to
+    train, a MobileFaceNet of `size` and `width` if None.
     """
     learn, tune = split(table[table["male"].notna()])
     keras.utils.set_random_seed(seed)
-    model = gender_classifier(mobilefacenet(size, width))
-    crops, tuning_crops = (batches.load_crops(part["crop"], size) for part in (learn, tune))
+    model = gender_classifier(backbone or mobilefacenet(size, width))
+    size = model.input_shape[1]
+    crops, tuning_crops = batches.open_crops(learn["crop"], size), batches.load_crops(tune["crop"], size)
 
     def epoch_rows(epoch):
-        return batches.shuffled(learn, seed=1000 * seed + epoch)
+        return batches.shuffled(learn, batch_size, 1000 * seed + epoch)
 
     history = fit(model, crops, learn, epochs, recipe, epoch_rows, size, folder, (tuning_crops, tune), seed,
-                  progress, on_epoch, engine)
+                  progress, on_epoch, engine, devices=devices)
+    return model, history
+
+
+def pretrain_identity(table, folder, backbone, epochs=8, recipe=OURS, at_least=3, margin=0.5, scale=64.0, seed=0,
+                      progress=True, on_epoch=None, engine="keras", batch_size=batches.BATCH_SIZE):
+    """Train face recognition with ArcFace on the kept rows of a cleaned table (CelebA): (model, history).
+
+    Only people of the fold "train" with `at_least` so many pictures are learned. There is no tuning part: who is in
+    it would be nobody the network can name. `evaluation.verification` measures on other people. `margin` and `scale`
+    are those of `models.Cosine`; the backbone's weights are trained in place. Resumes as `pretrain_gender` does.
+    """
+    learn = table[table["keep"] & table["crop"].notna() & (table["fold"] == "train") & table["identity"].notna()]
+    pictures = learn.groupby("identity")["path"].transform("size")
+    learn = learn[pictures >= at_least].reset_index(drop=True)
+    if not len(learn):
+        raise ValueError(f"nothing to learn: nobody in the fold train has {at_least} pictures")
+    learn["person"] = pd.factorize(learn["identity"])[0]
+    keras.utils.set_random_seed(seed)
+    model = face_recogniser_head(backbone, int(learn["person"].max()) + 1, margin, scale)
+    size = model.input_shape[1]
+
+    def epoch_rows(epoch):
+        return batches.shuffled(learn, batch_size, 1000 * seed + epoch)
+
+    history = fit(model, batches.load_crops(learn["crop"], size), learn, epochs, recipe, epoch_rows, size, folder,
+                  None, seed, progress, on_epoch, engine)
     return model, history
 
 
@@ -555,20 +781,22 @@ def landmarks(crops, folder):
 
 
 def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=0.75, epochs=40,
-                    recipe=OURS, seed=0, progress=True, on_epoch=None, engine="keras", teachers=()):
+                    recipe=OURS, seed=0, progress=True, on_epoch=None, engine="keras", teachers=(), devices="one"):
     """Train age and gender on the kept rows of a cleaned table: (model, history).
 
     Parameters
     ----------
     table : its kept rows of the fold "train" with a gender and an age in 18..65 are used (see `split`)
-    pretrained : the gender classifier whose layers to go on with, of any size, or a network that has both heads
-        already (see `models.widen`); None starts from random weights, a MobileFaceNet of `size` and `width`
+    pretrained : the network to go on with, of any size and kind: a gender classifier, which gets an age branch, or
+        one with both heads (see `models.widen`); None starts from random weights, a MobileFaceNet of `size` and
+        `width`
     beside : cleaned rows without an age (CelebA's) or with one outside 18..65, for recipes that give them
         places in a batch
     recipe : PUBLISHED or OURS, COVERED or OCULAR, or one made from them with `_replace`. With its `every_age` the
         model returned tells 117 ages apart: `models.narrow` makes the 48 of it.
     engine : what computes the steps, "keras" or "fast" (see `fast`)
     teachers : trained networks with the recipe's ages to learn from (see `Teacher`)
+    devices : what shares the steps, "one", "all" or "workers" (see `fit`)
     """
     known = labels.age_group(table["age"].fillna(-1)) >= 0
     learn, tune = split(table[known & table["male"].notna()])
@@ -577,6 +805,8 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
     model = pretrained or gender_classifier(mobilefacenet(size, width))
     if "age" not in model.output_names:
         model = add_age_branch(model, ages=ages)
+    elif model.output["age"].shape[-1] != ages:
+        raise ValueError(f"the recipe learns {ages} ages, and the network has {model.output['age'].shape[-1]}")
     size, eyes = model.input_shape[2], recipe.eyes
     places = recipe.beside if beside is not None and len(beside) else 0
     everything = learn
@@ -584,8 +814,8 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
         extra = beside[beside["keep"] & beside["male"].notna()]
         extra = extra[extra["fold"] == "train"]  # never a picture of a fold that is measured on
         everything = pd.concat([learn, extra], ignore_index=True)
-    crops = batches.load_crops(everything["crop"], size, eyes)
     masks = recipe.augmentation.mask > 0
+    crops = (batches.load_crops if masks else batches.open_crops)(everything["crop"], size, eyes)
     points = landmarks(crops, folder) if masks else None
     steps = max(1, len(learn) // (batches.BATCH_SIZE - places))
 
@@ -606,11 +836,11 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
     teacher = None
     if teachers:
         sizes = {network.input_shape[1] for network in teachers}
-        teacher = Teacher(teachers, {s: batches.load_crops(everything["crop"], s) for s in sizes}, engine)
+        teacher = Teacher(teachers, {s: batches.open_crops(everything["crop"], s) for s in sizes}, engine)
     # Where masks are learned, half of the tuning pictures wear one.
     tuning = covered_too(tune, size, eyes) if masks else (batches.load_crops(tune["crop"], size, eyes), tune)
     history = fit(model, crops, everything, epochs, recipe, epoch_rows, size, folder, tuning, seed, progress,
-                  on_epoch, engine, teacher, points)
+                  on_epoch, engine, teacher, points, devices)
     return model, history
 
 

@@ -5,7 +5,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -337,6 +339,123 @@ def members(group):
         return None if state == "Z" else int(own_group)
 
     return [stat for stat in Path("/proc").glob("[0-9]*/stat") if group_of(stat) == group]
+
+
+# --- many machines
+
+
+NO_DASK = "the extra `cluster` (dask, distributed, pyarrow) is not installed"
+
+
+def test_two_workers_of_a_cluster_say_what_one_process_says_and_a_killed_one_costs_its_chunk(cleaned, rows, tmp_path):
+    distributed = pytest.importorskip("distributed", reason=NO_DASK)
+    pytest.importorskip("pyarrow", reason=NO_DASK)
+    cluster = distributed.LocalCluster(n_workers=0, host="127.0.0.1", protocol="tcp://", dashboard_address=None)
+    environment = {**os.environ, "PYTHONPATH": str(Path(cleaning.__file__).parents[1])}
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler_address, "--no-nanny",
+               "--no-dashboard", "--nthreads", "1", "--local-directory", str(tmp_path)]
+    log = open(tmp_path / "log", "w")
+    workers = [subprocess.Popen(command, env=environment, stdout=log, stderr=log) for _ in range(2)]
+    finished = {}  # when each chunk was written, of those that were there when a worker was killed
+
+    def kill_one():
+        wait_for(lambda: len(list(tmp_path.glob("*/part-*.parquet"))) >= 3 or stop.is_set())
+        workers[0].kill()
+        finished.update({part: part.stat().st_mtime_ns for part in tmp_path.glob("*/part-*.parquet")})
+
+    stop, killer = threading.Event(), threading.Thread(target=kill_one)
+    try:
+        with distributed.Client(cluster.scheduler_address) as client:
+            client.wait_for_workers(2, timeout=120)
+            killer.start()
+            result = cleaning.clean(rows, tmp_path, progress=False, client=client)
+        same(result, cleaned)
+        killer.join()
+        assert workers[0].wait(10) == -signal.SIGKILL and workers[1].poll() is None
+        assert 3 <= len(finished) < -(-len(rows) // CHUNK), "killed half-way"
+        assert all(part.stat().st_mtime_ns == moment for part, moment in finished.items())
+        assert not list(tmp_path.glob("*/*.unfinished"))
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.kill()
+        cluster.close()
+    # What a cluster began another process finishes, without looking again at what is there.
+    next(iter(finished)).unlink()
+    same(cleaning.clean(rows, tmp_path, processes=1, progress=False), cleaned)
+    assert len(list(tmp_path.glob("*/part-*.csv"))) == 1
+
+
+def test_a_worker_with_other_rules_or_another_disk_is_refused(rows, tmp_path, monkeypatch):
+    job = cleaning.Job([], [], cleaning._rules(), str(tmp_path), str(tmp_path / "part-000000.parquet"))
+    monkeypatch.setattr(cleaning, "_one_thread", lambda: None)
+    with pytest.raises(FileNotFoundError, match="every worker must see it"):
+        cleaning._task(job._replace(crops=str(tmp_path / "elsewhere")))
+    monkeypatch.setattr(cleaning, "MIN_SIDE", 33)
+    with pytest.raises(cleaning.ChangedError, match="other rules.*same version"):
+        cleaning._task(job)
+
+
+# --- disks and folders
+
+
+def test_a_picture_that_changes_while_it_is_cleaned_stops_the_work(tmp_path, monkeypatch):
+    paths = [tmp_path / name for name in ("a.png", "b.png")]
+    for path in paths:
+        Image.fromarray(data.astronaut()).save(path)
+    look = cleaning._look
+
+    def meanwhile(path, *rest):
+        if Path(path) == paths[1]:  # somebody copies another version of the set over it
+            Image.fromarray(data.astronaut()[:, ::-1]).save(path)
+        return look(path, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cleaning, "_look", meanwhile)
+        with pytest.raises(cleaning.ChangedError, match="b.png has changed"):
+            cleaning.clean(small_table(paths), tmp_path / "w", 1, progress=False)
+    assert not list(tmp_path.glob("w/*/part*"))
+    again = cleaning.clean(small_table(paths), tmp_path / "w", 1, progress=False)
+    assert again["keep"].all()  # the two pictures are no duplicates now
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+def test_a_full_disk_is_said_plainly_and_leaves_no_half_chunk(tmp_path):
+    Image.fromarray(data.astronaut()).save(tmp_path / "a.png")
+    rows = small_table([tmp_path / "a.png"])
+    folder = Path(cleaning.clean(rows.head(0), tmp_path / "w", 1, progress=False).attrs["folder"])
+    folder = folder.with_name(f"cleaning-{cleaning._key(rows['path'], [cleaning._stamp(tmp_path / 'a.png')])}")
+    (folder / "crops").mkdir(parents=True)
+    (folder / "crops" / "0000000-a.jpg").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="disk is full.*the next call goes on") as problem:
+        cleaning.clean(rows, tmp_path / "w", 1, progress=False)
+    assert problem.value.filename == str(folder)
+    assert not list(folder.glob("part*"))
+    (folder / "crops" / "0000000-a.jpg").unlink(missing_ok=True)
+    assert cleaning.clean(rows, tmp_path / "w", 1, progress=False)["keep"].all()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders are protected in another way")
+def test_the_data_may_be_read_only_and_the_work_folder_may_not():
+    folder = Path(tempfile.mkdtemp())  # not in tmp_path, where other users see nothing
+    user = os.geteuid()
+    try:
+        (folder / "data").mkdir()
+        Image.fromarray(data.astronaut()).save(folder / "data" / "a.png")
+        rows = small_table([folder / "data" / "a.png"])
+        (folder / "work").mkdir()
+        (folder / "work").chmod(0o777)
+        for protected in (folder / "data", folder):
+            protected.chmod(0o555)
+        if user == 0:
+            os.seteuid(65534)  # nothing is read-only for root
+        assert cleaning.clean(rows, folder / "work", 1, progress=False)["keep"].all()
+        with pytest.raises(OSError, match="nothing can be written here.*FAG_WORK"):
+            cleaning.clean(rows, folder / "data" / "work", 1, progress=False)
+    finally:
+        os.seteuid(user)
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
 
 
 # --- real pictures

@@ -3,6 +3,7 @@
 import json
 import os
 
+import layouts
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +15,7 @@ from sklearn.calibration import calibration_curve
 
 from fag_utils import datasets, evaluation, labels
 from fag_utils import table as tables
+from fag_utils.datasets import adience
 
 NAN = np.nan
 calm = settings(deadline=None, max_examples=40)  # a busy machine is no failure
@@ -655,3 +657,83 @@ def test_in_scenes_keeps_the_rows_of_faces_it_does_not_find(tmp_path):
     assert list(crops.index) == list(photos.index) == [5, 9]
     assert crops["predicted_age"].notna().all()
     assert list(photos["predicted_age"].isna()) == [True, False]
+
+
+# Adience's protocol, and face recognition -----------------------------------------------------------------
+
+def test_group_report_counts_groups_and_their_neighbours():
+    report = evaluation.group_report([0, 1, 2, 7, -1], [0, 2, 0, 6, 3])
+    assert (report["exact"], report["one_off"], report["count"]) == (0.25, 0.75, 4)
+    assert report["confusion"][1][2] == 1 and np.sum(report["confusion"]) == 4
+    with pytest.raises(ValueError, match="0..7"):
+        evaluation.group_report([0, 1], [0, 8])
+
+
+def test_the_protocol_on_a_set_in_adiences_layout(tmp_path):
+    """Each picture is asked for once, by somebody who knows the other four folds and none of its people."""
+    layouts.adience(tmp_path)
+    asked = []
+
+    def answer(learn, test):
+        assert not set(learn["identity"]) & set(test["identity"])
+        assert len(learn) == 4 * len(test)
+        asked.extend(test["path"])
+        known = test["group"].clip(lower=0)
+        wrong = np.arange(len(test)) == 0  # the first one's group is 0 or more: one further is wrong, and one-off
+        return {"group": np.where(wrong, known + 1, known), "male": np.zeros(len(test))}
+
+    rounds = evaluation.cross_validate(adience.rounds(tmp_path), answer)
+    table = adience.read(tmp_path)
+    assert sorted(asked) == sorted(table["path"]) and len(rounds) == 5
+    with_group = (adience.groups(table) >= 0).sum() / 5
+    assert rounds["exact"].tolist() == pytest.approx([1 - 1 / with_group] * 5)
+    assert (rounds["one_off"] == 1).all()
+    women = 1 - table["male"].mean()
+    assert rounds["gender"].tolist() == pytest.approx([women] * 5)
+    summary = evaluation.over_folds(rounds)
+    assert summary.loc["exact", "mean"] == pytest.approx(1 - 1 / with_group)
+    assert summary.loc["exact", "deviation"] == pytest.approx(0)
+
+
+def test_deviation_over_folds_is_that_of_a_sample():
+    rounds = pd.DataFrame({"pictures": [10, 10, 10], "exact": [0.4, 0.5, 0.6]})
+    assert evaluation.over_folds(rounds).loc["exact"].tolist() == pytest.approx([0.5, 0.1])
+
+
+def test_five_folds_keep_people_together_and_ask_for_everybody_once():
+    table = pd.DataFrame({"path": [f"{i}.jpg" for i in range(60)], "age": 30.0,
+                          "identity": [f"p{i // 3}" if i < 30 else None for i in range(60)]})
+    tests = [set(turn["path"][turn["fold"] == "test"]) for turn in evaluation.five_folds(table)]
+    assert sum(map(len, tests)) == 60 == len(set.union(*tests))
+    people = [set(table["identity"][table["path"].isin(test)].dropna()) for test in tests]
+    assert sum(map(len, people)) == 10 and min(map(len, tests)) > 0
+
+
+def test_verification_is_perfect_for_people_apart_and_chance_for_noise():
+    random = np.random.default_rng(0)
+    who = np.repeat(np.arange(30), 2)
+    directions = random.normal(size=(30, 40))
+    near = directions[who] + 0.1 * random.normal(size=(60, 40))
+    lengths = random.uniform(0.1, 10, (60, 1))  # only the direction counts
+    told = evaluation.verification(near * lengths, who)
+    assert told == {"auc": 1.0, "same": 30, "different": 600}
+    assert 0.3 < evaluation.verification(random.normal(size=(60, 40)), who)["auc"] < 0.7
+    assert np.isnan(evaluation.verification(near, np.arange(60))["auc"])
+
+
+def test_figures_over_seeds_by_hand():
+    truth = pd.DataFrame({"age": [30.0, 40.0, 34.0, 50.0], "male": [1.0, 0.0, 1.0, 0.0]})  # 34 is in no Adience group
+    first = (np.array([30.0, 50.0, 34.0, 50.0]), np.array([0.9, 0.1, 0.9, 0.1]))
+    second = (np.array([34.4, 40.0, 44.0, 50.0]), np.array([0.9, 0.9, 0.9, 0.1]))
+    report = evaluation.over_seeds(truth, [first, second], n=50)
+    assert report["mae"] == pytest.approx((0 + 10 + 0 + 0 + 4.4 + 0 + 10 + 0) / 8)
+    assert (report["mae_least"], report["mae_most"]) == (pytest.approx(2.5), pytest.approx(3.6))
+    assert report["gender"] == pytest.approx(7 / 8)
+    # 50 for 40 is one group off; 34.4 is told as 34, nearest to 25-32
+    assert (report["exact"], report["one_off"]) == (pytest.approx(5 / 6), 1)
+    assert report["mae_low"] <= report["mae"] <= report["mae_high"]
+    assert report["trainings"] == 2
+    for predicted, probability in (first, second):
+        alone = evaluation.over_seeds(truth, [(predicted, probability)], n=10)
+        groups = evaluation.group_accuracy(truth["age"], predicted)
+        assert (alone["exact"], alone["one_off"]) == (groups["exact"], groups["one_off"])

@@ -216,4 +216,22 @@ def test_an_occlusion_map_has_a_cell_for_each_place():
     np.testing.assert_allclose(years.images[-1].get_array(), table["cost_years"].to_numpy().reshape(3, 3))
     assert years.images[-1].get_extent() == pytest.approx([0.05, 0.95, 0.95, 0.05])
     assert {text.get_text() for text in points.texts} == {"0.0"}
-    assert "year" in years.get_title() and "point" in points.get_title()
+    assert "year" in years.get_title("left") and "point" in points.get_title("left")
+
+
+def test_learning_curves_have_a_line_for_each_start_and_way():
+    table = pd.DataFrame([
+        {"start": start, "how": how, "pictures": pictures, "mae": mae, "mae_low": mae - 1, "mae_high": mae + 1,
+         "gender": 0.9, "gender_low": 0.85, "gender_high": 0.95}
+        for start in ("random", "ImageNet") for how in ("frozen", "whole net")
+        for pictures, mae in ((1000, 8.0), (100, 10.0))])
+    figure = plots.learning_curves(table)
+    left, right = figure.axes
+    assert [len(ax.lines) for ax in (left, right)] == [4, 4]
+    np.testing.assert_array_equal(left.lines[0].get_xydata(), [[100, 10], [1000, 8]])
+    np.testing.assert_allclose(right.lines[0].get_ydata(), [90, 90])  # in percent
+    assert left.lines[0].get_color() == left.lines[1].get_color() != left.lines[2].get_color()
+    assert left.lines[0].get_linestyle() != left.lines[1].get_linestyle()
+    assert [tick.get_text() for tick in left.get_xticklabels()] == ["100", "1,000"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()][0] == "random, frozen"

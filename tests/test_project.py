@@ -29,8 +29,8 @@ import book  # noqa: E402
 import requirements  # noqa: E402
 
 # The order of the way of the data: a module imports from those before it, never from those after it.
-ORDER = ["labels", "table", "course", "datasets", "runtimes", "faces", "cleaning", "occlusion", "batches", "models",
-         "training", "evaluation", "plots", "predictor", "export", "video", "widgets"]
+ORDER = ["labels", "table", "course", "datasets", "runtimes", "faces", "cleaning", "occlusion", "packed", "batches",
+         "models", "training", "evaluation", "plots", "predictor", "export", "video", "widgets"]
 
 
 def run(*command, cwd=ROOT, **environment):
@@ -348,8 +348,8 @@ def test_full_run_skips_what_is_complete_and_goes_on_after_a_failure(small, tmp_
     data = tmp_path / "sets"
     data.mkdir()
     log = tmp_path / "log"
-    names = {"01": "01_cleaning", "03": "03_pre", "04": "04_train", "05": "05_covered", "09": "09_evaluation",
-             "11": "11_phone", "A1": "A1_faces"}
+    names = {"01": "01_cleaning", "03": "03_pre", "04": "04_train", "05": "05_covered", "07": "07_attention",
+             "08": "08_transfer", "09": "09_evaluation", "11": "11_phone", "A1": "A1_faces"}
     for step, name in names.items():
         write(small, name, f"import os\nassert scale == 'full' and os.environ['FAG_DATA'] == {str(data)!r}\n"
               f"open({str(log)!r}, 'a').write('{step} ')")
@@ -366,12 +366,13 @@ def test_full_run_skips_what_is_complete_and_goes_on_after_a_failure(small, tmp_
     broken = write(small, "04_train", f"open({str(log)!r}, 'a').write('04 ')")
     done, ran = full()
     assert done.returncode == 0, done.stderr
-    assert ran == ["04", "05", "09", "11", "A1"], "01 and 03 were complete"
+    assert ran == ["04", "05", "07", "08", "09", "11", "A1"], "01 and 03 were complete"
     executed = nbformat.read(small / "build" / "full" / broken.name, 4)
     assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
     assert full()[1] == []
     write(small, "03_pre", f"open({str(log)!r}, 'a').write('03 again ')")
-    assert full()[1] == ["03", "again", "04", "05", "09", "11"], "what uses a changed notebook's results runs again"
+    assert full()[1] == ["03", "again", "04", "05", "08", "09", "11"], \
+        "what uses a changed notebook's results runs again"
 
 
 def test_full_run_without_data_says_what_to_do():
@@ -397,6 +398,12 @@ def test_strip_keeps_results_and_drops_what_differs():
         "MAE 5.1", "UserWarning: look here", "<Axes>"]
     assert notebook.cells[0].metadata == {"tags": ["solution"]}
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
+
+
+def test_the_plan_for_many_devices_follows_from_what_was_measured():
+    import plan
+
+    assert not plan.main(check=True), "docs/teaching.md is out of step: python tools/plan.py"
 
 
 def test_every_target_that_the_makefile_explains_is_there():

@@ -12,9 +12,21 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fag_utils import batches, faces, labels, training
+from fag_utils import batches, faces, fast, labels, training
 from fag_utils.datasets import classroom
-from fag_utils.models import age_gender, begin_with, gender_classifier, mobilefacenet, narrow, widen
+from fag_utils.models import (
+    age_gender,
+    alexnet,
+    begin_with,
+    efficientnet_lite0,
+    face_resnet,
+    gender_classifier,
+    gilnet,
+    mobilefacenet,
+    narrow,
+    vgg_face,
+    widen,
+)
 
 SMALL = """
 import keras, numpy as np, pandas as pd
@@ -81,6 +93,44 @@ def test_a_folder_with_another_training_is_refused(tmp_path):
     train(tmp_path, epochs=1)  # noqa: F821
     with pytest.raises(ValueError, match="another training"):
         train(tmp_path, epochs=2)  # noqa: F821
+
+
+def test_a_training_of_other_pictures_is_not_taken_for_this_one(tmp_path):
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"age": random.integers(18, 66, 32) * 1.0, "male": random.integers(0, 2, 32) * 1.0})
+    crops = random.integers(0, 256, (32, 12, 12, 3), dtype="uint8")
+
+    def again(folder, **changes):
+        rows = table.assign(crop=[f"{folder}/crops/{i}.jpg" for i in range(32)], **changes)
+        return training.fit(network(), crops, rows, 1, training.OURS._replace(every_age=False),  # noqa: F821
+                            lambda epoch: batches.shuffled(table, 16, epoch), 8, tmp_path, progress=False)
+
+    first = again("work/cleaning-abc")
+    assert again("moved/to/cleaning-abc").equals(first), "the work folder may move"
+    with pytest.raises(ValueError, match="another training"):
+        again("work/cleaning-def")  # the set was cleaned again, since its files had changed
+    with pytest.raises(ValueError, match="another training"):
+        again("work/cleaning-abc", age=30.0)
+
+
+def test_a_kill_after_the_last_weights_leaves_nothing_behind(tmp_path):
+    _, history = train(tmp_path)  # noqa: F821
+    (tmp_path / "history.csv").unlink()
+    for name in ("epoch-0003.weights.h5", "epoch-0004.weights.h5", "state.tmp", "unfinished.weights.h5"):
+        (tmp_path / name).write_bytes(b"left")
+    train(tmp_path)  # noqa: F821
+    assert {path.name for path in tmp_path.iterdir()} == {"state.json", "finished.weights.h5", "history.csv"}
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "history.csv")[FIGURES], history[FIGURES])
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has /dev/full")
+@pytest.mark.parametrize("name", ["state.tmp", "epoch-0001.weights.h5"])
+def test_a_full_disk_is_said_plainly_and_the_training_goes_on_afterwards(tmp_path, name):
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="the disk is full.*next call goes on"):
+        train(tmp_path, epochs=1)  # noqa: F821
+    (tmp_path / name).unlink()
+    assert len(train(tmp_path, epochs=1)[1]) == 1  # noqa: F821
 
 
 def test_epochs_go_on_from_the_plain_weights_not_from_their_average(tmp_path):
@@ -184,7 +234,8 @@ def test_nothing_to_learn_is_said():
 
 def test_validation_rows_never_teach_gender_either(monkeypatch, tmp_path):
     seen = {}
-    monkeypatch.setattr(batches, "load_crops", lambda paths, size: np.zeros((len(list(paths)), 97, 97, 3), "uint8"))
+    monkeypatch.setattr(
+        batches, "load_crops", lambda paths, size, eyes=None: np.zeros((len(list(paths)), 97, 97, 3), "uint8"))
     monkeypatch.setattr(training, "fit", lambda model, crops, table, *a, **k: seen.update(table=table))
     table = cleaned()
     training.train_multitask(table, tmp_path, beside=cleaned(), epochs=1, width=0.125)
@@ -341,3 +392,105 @@ def test_a_pupil_learns_from_pictures_without_labels(tmp_path):
     taught = training.predict(teacher, crops, 8)
     assert ((said["gender"][:, 1] > 0.5) == (taught["gender"][:, 1] > 0.5)).mean() > 0.9
     assert np.abs(labels.expected_age(said["age"]) - labels.expected_age(taught["age"])).mean() < 4
+
+
+# Fine-tuning a part -------------------------------------------------------------------------------------
+
+
+def faces_of_noise(n=64, size=40):
+    random = np.random.default_rng(0)
+    table = pd.DataFrame({"age": random.integers(18, 66, n) * 1.0, "male": random.integers(0, 2, n) * 1.0})
+    return random.integers(0, 256, (n, size + 12, size + 12, 3), dtype="uint8"), table
+
+
+def changed(model, before):
+    """Names of the layers whose weights are not what they were."""
+    return {layer.name for layer, weights in zip(model.layers, before, strict=True)
+            if any(not np.array_equal(a, b) for a, b in zip(layer.get_weights(), weights, strict=True))}
+
+
+@pytest.mark.parametrize("engine", ["keras", "fast"])
+@pytest.mark.parametrize("learn", training.LEARN)
+def test_only_what_is_to_learn_changes(learn, engine, tmp_path):
+    """Weights, and the running statistics of batch norm: those of a frozen layer stay to the last digit."""
+    if engine == "fast" and not fast.available():
+        pytest.skip("needs PyTorch and a C++ compiler")
+    keras.utils.set_random_seed(0)
+    model = age_gender(mobilefacenet(40, 0.125))
+    crops, table = faces_of_noise()
+    weights = training.freeze(model, learn)
+    before = [layer.get_weights() for layer in model.layers]
+    recipe = training.OURS._replace(every_age=False)
+    training.fit(model, crops, table, 2, recipe, lambda epoch: batches.shuffled(table, 16, epoch), 40, tmp_path,
+                 progress=False, engine=engine)
+    learned = changed(model, before)
+    heads, weighty = {"age", "gender"}, {layer.name for layer in model.layers if layer.weights}
+    if learn == "last layer":
+        assert learned == heads
+        assert weights == 128 * (48 + 2) + 48 + 2
+    elif learn == "last block":
+        assert heads < learned
+        assert {name.split("_")[0] for name in learned - heads} == {"row7", "row8", "row9", "row10"}
+        assert not any(name.startswith("row7_1") for name in learned)
+    else:
+        assert learned == weighty
+
+
+def test_frozen_batch_norm_answers_in_training_as_in_use(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = age_gender(mobilefacenet(40, 0.125), dropout=0)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.moving_mean.assign(layer.moving_mean + 0.3)
+    training.freeze(model, "last layer")
+    copy = training.fast_copy(model)
+    pictures = np.random.default_rng(0).uniform(0, 255, (4, 40, 40, 3)).astype("float32")
+    for head, answer in copy(pictures, training=True).items():
+        np.testing.assert_allclose(answer, model(pictures, training=False)[head], atol=1e-6)
+
+
+@pytest.mark.parametrize("build, block", [
+    (lambda: efficientnet_lite0(64), {"stage8", "stage9"}),
+    (lambda: face_resnet(64), {"stage5"}),
+    (lambda: gilnet(64, 0.125), {"fc6", "fc7"}),
+    (lambda: alexnet(64, 0.125), {"fc6", "fc7"}),
+    (lambda: vgg_face(64, width=0.125), {"fc6", "fc7"}),
+])
+def test_every_start_has_a_last_block(build, block):
+    model = age_gender(build())
+    counts = [training.freeze(model, learn) for learn in training.LEARN]
+    assert 0 < counts[0] < counts[1] < counts[2]
+    training.freeze(model, "last block")
+    free = {layer.name.split("_")[0] for layer in model.layers if layer.trainable and layer.weights}
+    assert free == block | {"age", "gender"}
+
+
+def test_what_cannot_be_frozen_is_said():
+    model = age_gender(mobilefacenet(40, 0.125))
+    with pytest.raises(ValueError, match="learn must be one of"):
+        training.freeze(model, "first layer")
+    model.name = "mine"
+    with pytest.raises(ValueError, match="no last block is known for mine"):
+        training.freeze(model, "last block")
+
+
+def test_a_folder_with_another_part_learned_is_refused(tmp_path):
+    train(tmp_path, epochs=1)  # noqa: F821
+    model = network()  # noqa: F821
+    model.get_layer("c").trainable = False
+    crops, table = faces_of_noise(96, 0)
+    with pytest.raises(ValueError, match="another training"):
+        training.fit(model, crops, table, 1, training.OURS._replace(every_age=False),
+                     lambda epoch: batches.shuffled(table, 16, epoch), 8, tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("engine", ["keras", "fast"])
+def test_features_are_the_backbones_answers(engine):
+    if engine == "fast" and not fast.available():
+        pytest.skip("needs PyTorch and a C++ compiler")
+    keras.utils.set_random_seed(0)
+    backbone, (crops, _) = mobilefacenet(40, 0.125), faces_of_noise(5)
+    expected = backbone.predict(next(iter(batches.in_order(crops, 40))), verbose=0)
+    features = training.embed(backbone, crops, 40, engine)
+    assert features.shape == (5, 128)
+    assert np.corrcoef(features.ravel(), expected.ravel())[0, 1] > 0.999  # 16 bits in the fast one

@@ -12,7 +12,7 @@ import re
 import sys
 from pathlib import Path
 
-INSTALLED = ("base", "course", "transfer", "download", "lite", "export", "test")
+INSTALLED = ("base", "course", "transfer", "download", "cluster", "lite", "export", "test")
 PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
 
 

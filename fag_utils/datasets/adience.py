@@ -52,6 +52,11 @@ def read(folder, test_fold=4):
     return _common.keep_people_together(tables.make(rows, NAME))
 
 
+def rounds(folder):
+    """The five rounds of the protocol, for `evaluation.cross_validate`: the table of `read` for each test fold."""
+    return (read(folder, test_fold) for test_fold in range(N_FOLDS))
+
+
 def groups(table, nearest=False):
     """Index 0..7 of each row's group in labels.ADIENCE_GROUPS; -1 where there is none.
 

@@ -1,10 +1,37 @@
 """The networks of the course.
 
-`models.mobilefacenet` is the function; its module's other names are here as well, and those of `light`, `mobile` and
-`face_resnet`.
+`models.mobilefacenet` is the function; its module's other names are here as well, and those of `light`, `mobile`,
+`face_resnet`, `transfer`, `classic` and `attention`.
 """
 
+from fag_utils.models.attention import (
+    ATTENTION,
+    ATTENTION_PUBLISHED,
+    RESNETS,
+    attention_maps,
+    attention_module,
+    ensemble,
+    grad_cam,
+    residual_attention,
+    residual_unit,
+    resnet,
+    soft_mask,
+    tell_gender,
+)
 from fag_utils.models.checkpoints import WeightsError
+from fag_utils.models.classic import (
+    ALEXNET,
+    CLASSIC_PUBLISHED,
+    GILNET,
+    VGG16,
+    LocalResponseNormalization,
+    alexnet,
+    gilnet,
+    load_vgg_face,
+    read_vgg_face,
+    vgg_face,
+    with_classes,
+)
 from fag_utils.models.face_resnet import FACE_RESNET, face_recogniser, face_resnet
 from fag_utils.models.light import (
     EFFICIENTNET_LITE0,
@@ -45,33 +72,54 @@ from fag_utils.models.mobilefacenet import (
     normalise,
     widen,
 )
+from fag_utils.models.transfer import Cosine, blocks, face_recogniser_head, features, group_gender
 
 __all__ = [
+    "ALEXNET",
+    "ATTENTION",
+    "ATTENTION_PUBLISHED",
+    "CLASSIC_PUBLISHED",
     "EFFICIENTNET_LITE0",
     "EFFICIENTNET_LITE0_PUBLISHED",
     "FACE_RESNET",
+    "GILNET",
     "MOBIFACE",
     "MOBILE_PUBLISHED",
     "PUBLISHED",
     "RECIPES",
+    "RESNETS",
     "SQUEEZENET",
     "TABLES",
+    "VGG16",
+    "Cosine",
+    "LocalResponseNormalization",
     "WeightsError",
     "add_age_branch",
     "age_gender",
+    "alexnet",
+    "attention_maps",
+    "attention_module",
     "begin_with",
+    "blocks",
     "bottleneck",
     "convolution",
     "count",
     "depthwise",
     "efficientnet_lite0",
+    "ensemble",
     "face_recogniser",
+    "face_recogniser_head",
     "face_resnet",
+    "features",
     "fire",
     "gender_classifier",
+    "gilnet",
     "global_depthwise",
+    "grad_cam",
+    "group_gender",
     "imagenet_classifier",
     "layer_table",
+    "load_vgg_face",
     "mask_classifier",
     "mbconv",
     "mobiface",
@@ -81,7 +129,15 @@ __all__ = [
     "narrow",
     "normalise",
     "normalise_relu6",
+    "read_vgg_face",
+    "residual_attention",
+    "residual_unit",
+    "resnet",
+    "soft_mask",
     "squeezenet",
     "squeezenet_classifier",
+    "tell_gender",
+    "vgg_face",
     "widen",
+    "with_classes",
 ]
