@@ -344,7 +344,37 @@ def test_the_teacher_of_a_covered_face_sees_it_bare(tmp_path):
             assert np.abs(pictures - wanted).max() > 50, "the pupil sees masks"
 
 
-def test_a_covered_and_an_ocular_pupil_and_a_mask_detector_are_trained_from_a_table(tmp_path):
+def tiny(shape, ages=labels.N_EVERY_AGE):
+    """A network with both heads for pictures of this (height, width), built and traced in no time."""
+    picture = keras.Input((*shape, 3))
+    x = keras.layers.Rescaling(1 / 128, offset=-1)(picture)
+    x = keras.layers.BatchNormalization()(keras.layers.Conv2D(8, 3, strides=2, name="c")(x))
+    return age_gender(keras.Model(picture, keras.layers.GlobalMaxPooling2D()(x), name="tiny"), ages=ages)
+
+
+def backbone(size):
+    """Enough to see a mask: what is bright and dark in the lower half."""
+    picture = keras.Input((size, size, 3))
+    x = keras.layers.Rescaling(1 / 128, offset=-1)(picture)
+    x = keras.layers.BatchNormalization()(keras.layers.Conv2D(12, 5, strides=2)(x))
+    x = keras.layers.MaxPooling2D(2)(keras.layers.ReLU()(x))
+    return keras.Model(picture, keras.layers.Flatten()(x), name="backbone")
+
+
+def test_an_ocular_network_begins_with_the_layers_of_the_full_face():
+    keras.utils.set_random_seed(0)
+    teacher = age_gender(mobilefacenet(32, 0.125), ages=labels.N_EVERY_AGE)
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype("float32")
+    again = widen(narrow(teacher))
+    np.testing.assert_allclose(again(pictures)["age"], teacher(pictures)["age"], rtol=1e-4)
+    eyes = age_gender(mobilefacenet(faces.eye_shape("both", 48), 0.125), ages=labels.N_EVERY_AGE)
+    begin_with(eyes, teacher)
+    same = [layer.name for layer, other in zip(eyes.layers, teacher.layers, strict=True) if layer.weights and all(
+        a.shape == b.shape and np.array_equal(a, b) for a, b in zip(layer.weights, other.weights, strict=True))]
+    assert "row1_conv" in same and "age" in same and not any("gdconv" in name and "norm" not in name for name in same)
+
+
+def test_covered_and_ocular_pupils_and_a_mask_detector_are_trained_from_a_table(tmp_path, monkeypatch):
     drawn, about = classroom.sample(160, seed=1, size=134)
     for i, picture in enumerate(drawn):
         Image.fromarray(picture).save(tmp_path / f"{i}.jpg")
@@ -353,21 +383,18 @@ def test_a_covered_and_an_ocular_pupil_and_a_mask_detector_are_trained_from_a_ta
                           "age": np.clip(about["age"], 18, 65).round(), "male": about["male"].astype(float)})
     _, tune = training.split(table)
     keras.utils.set_random_seed(0)
-    teacher = age_gender(mobilefacenet(32, 0.125), ages=labels.N_EVERY_AGE)
-    again = widen(narrow(teacher))
-    pictures = np.asarray(drawn[:4, :32, :32])
-    np.testing.assert_allclose(again(pictures)["age"], teacher(pictures)["age"], rtol=1e-4)
-    eyes = age_gender(mobilefacenet(faces.eye_shape("both", 48), 0.125), ages=labels.N_EVERY_AGE)
-    begin_with(eyes, teacher)
-    same = [layer.name for layer, other in zip(eyes.layers, teacher.layers, strict=True) if layer.weights and all(
-        a.shape == b.shape and np.array_equal(a, b) for a, b in zip(layer.weights, other.weights, strict=True))]
-    assert "row1_conv" in same and "age" in same and not any("gdconv" in name and "norm" not in name for name in same)
-    for name, recipe, pupil in (("covered", training.COVERED, again), ("ocular", training.OCULAR, eyes)):
+    teacher = tiny((32, 32))
+    pupils = {"covered": (training.COVERED, tiny((32, 32))),
+              "ocular": (training.OCULAR, tiny(faces.eye_shape("both", 32)))}
+    for name, (recipe, pupil) in pupils.items():
         model, history = training.train_multitask(table, tmp_path / name, pupil, epochs=1, recipe=recipe,
                                                   progress=False, teachers=[teacher])
         assert np.isfinite(history[["loss", "tune_mae", "tune_accuracy"]].to_numpy()).all()
         assert (tmp_path / name / "landmarks.npy").exists() == (name == "covered")
-    detector, history = training.train_mask_detector(table, tmp_path / "detector", 32, 0.125, 6, progress=False)
+    monkeypatch.setattr(training, "mobilefacenet", lambda size, width: backbone(size))
+    recipe = training.MASKS._replace(learning_rate=3e-2)
+    detector, history = training.train_mask_detector(table, tmp_path / "detector", 32, epochs=12, recipe=recipe,
+                                                     progress=False)
     crops, who = training.covered_too(tune, 32)
     assert len(crops) == 2 * len(tune) and who["masked"].tolist() == [0] * len(tune) + [1] * len(tune)
     assert history["tune_accuracy"].iloc[-1] > 0.8, history.round(2).to_string()
