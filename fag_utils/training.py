@@ -389,7 +389,7 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     history = []
     if state_file.exists():
         state = json.loads(state_file.read_text())
-        if any(settings[key] != value for key, value in state["settings"].items()):
+        if settings != {"pictures": settings["pictures"], **state["settings"]}:  # older ones lack these
             raise ValueError(
                 f"{folder} holds another training ({state['settings']}, now {settings}): "
                 "give this one another folder, or delete that one")
