@@ -38,11 +38,16 @@ lab: $(READY)
 demo: $(READY)
 	$(BIN)/python tools/demo.py
 
-# On the CPU, so that results are the same on a machine with a GPU; in a work folder of its own, so that
-# every notebook is tested as one opens it: with nothing run before.
+# On the CPU, so that results are the same on a machine with a GPU; in work folders of their own, so that
+# every notebook is tested as one opens it: with nothing run before. The notebooks run beside the unit tests, which
+# leave a core idle most of the time; what they have to say comes after.
 test: $(READY)
-	@rm -rf build/test
-	CUDA_VISIBLE_DEVICES= FAG_WORK=$(CURDIR)/build/test $(BIN)/python -m pytest -ra
+	@rm -rf build/test build/test-notebooks && mkdir -p build
+	@export CUDA_VISIBLE_DEVICES=; \
+	FAG_WORK=$(CURDIR)/build/test-notebooks $(BIN)/python -m pytest -ra --durations=20 -p no:cacheprovider notebooks \
+	  > build/test-notebooks.log 2>&1 & notebooks=$$!; trap 'kill $$notebooks 2>/dev/null' INT TERM; \
+	FAG_WORK=$(CURDIR)/build/test $(BIN)/python -m pytest -ra --durations=20 tests; units=$$?; \
+	wait $$notebooks; notebooks=$$?; cat build/test-notebooks.log; exit $$((units | notebooks))
 
 # As on Colab: its packages first, then what the notebooks' set-up cell installs, which must replace none of them
 # (TensorFlow's other build would come by its name: so without it), and what runs notebooks there.
