@@ -3,7 +3,7 @@
 A cleaned set has a JPEG file for each crop. To open and decode them takes minutes for a large set, at each start, and
 what they become may not fit into memory. So they are decoded once, into shards of raw pixels beside them: plain
 `.npy` files, written and read from front to back, in which each picture has its place, so that a balanced batch
-can be picked from them too. (data/results/04_formats.csv has the speeds of TFRecord and ArrayRecord beside it.)
+can be picked from them too. (`tools/input.py` measures TFRecord and ArrayRecord beside it.)
 
 The name of a shard holds a checksum of the names, sizes and dates of its JPEG files: another file, another shard.
 """
