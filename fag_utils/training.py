@@ -447,6 +447,7 @@ def _finish(folder, history):
     pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
     for leftover in (*folder.glob("epoch-*"), *folder.glob("*.tmp"), *folder.glob("unfinished.*")):
         leftover.unlink(missing_ok=True)
+    course.tidy(folder)
 
 
 def _fingerprint(table):
@@ -769,14 +770,20 @@ def covered_too(table, size, eyes=None, seed=0):
 
 
 def landmarks(crops, folder):
-    """`faces.crop_landmarks` of stored crops, (n, 5, 2), looked for once and kept in a training's folder."""
-    path = Path(folder) / "landmarks.npy"
-    if path.exists() and len(points := np.load(path)) == len(crops):
-        return points
+    """`faces.crop_landmarks` of stored crops, (n, 5, 2), looked for once and kept in a training's folder.
+
+    A checksum of the crops lies in the same file: those of other crops are never taken for these.
+    """
+    path, key = Path(folder) / "landmarks.npy", hashlib.sha1(np.ascontiguousarray(crops)).hexdigest()
+    if path.exists() and (kept := np.load(path)).dtype.names and str(kept["key"]) == key:
+        return kept["points"]
     points, _ = faces.crop_landmarks(crops, cleaning.CROP_MARGIN)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path.with_name("unfinished.npy"), points)
-    path.with_name("unfinished.npy").replace(path)
+    with course.writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = course.unfinished(path)
+        with open(unfinished, "wb") as file:
+            np.save(file, np.array((key, points), [("key", "U40"), ("points", points.dtype, points.shape)]))
+        unfinished.replace(path)
     return points
 
 

@@ -374,6 +374,18 @@ def test_an_ocular_network_begins_with_the_layers_of_the_full_face():
     assert "row1_conv" in same and "age" in same and not any("gdconv" in name and "norm" not in name for name in same)
 
 
+def test_landmarks_are_kept_for_the_crops_they_were_found_in(tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr(faces, "crop_landmarks", lambda crops, margin: (
+        looked.append(1) or crops[:, :5, :2, 0].astype("float32"), None))
+    crops = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), "uint8")
+    first = training.landmarks(crops, tmp_path)
+    np.testing.assert_array_equal(training.landmarks(crops, tmp_path), first)
+    assert len(looked) == 1
+    np.testing.assert_array_equal(training.landmarks(crops[::-1], tmp_path), first[::-1])
+    assert len(looked) == 2 and [file.name for file in tmp_path.iterdir()] == ["landmarks.npy"]
+
+
 def test_covered_and_ocular_pupils_and_a_mask_detector_are_trained_from_a_table(tmp_path, monkeypatch):
     drawn, about = classroom.sample(160, seed=1, size=134)
     for i, picture in enumerate(drawn):
