@@ -147,6 +147,15 @@ def test_epochs_go_on_from_the_plain_weights_not_from_their_average(tmp_path):
     np.testing.assert_allclose(*losses, rtol=1e-4)  # averaging changes what is kept, not what is trained
 
 
+def test_the_step_is_traced_once(tmp_path, monkeypatch):
+    """To trace is what takes the time in a short training: for each of the course's fits tens of seconds."""
+    traced = []
+    step = keras.Model.train_step
+    monkeypatch.setattr(keras.Model, "train_step", lambda model, data: traced.append(1) or step(model, data))
+    train(tmp_path, epochs=2)
+    assert len(traced) == 1
+
+
 def test_age_distribution_is_least_at_the_age_and_grows_with_the_distance():
     peaks = np.exp(-0.5 * ((np.arange(48) - np.arange(48)[:, None]) / 2) ** 2)
     peaks = (peaks / peaks.sum(axis=1, keepdims=True)).astype("float32")
