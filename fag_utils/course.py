@@ -84,6 +84,10 @@ class Run:
             path.write_text(json.dumps(figures, indent=2, default=_plain) + "\n", encoding="utf-8")
         return path
 
+    def kept(self, name):
+        """Path for weights that took long to learn, data/weights/NAME.npz (see `models.keep_weights`)."""
+        return (self._root or Path.cwd()) / "data" / "weights" / f"{name}.npz"
+
     def published(self, name):
         """The figures a full run wrote under this name (dict or DataFrame), or None."""
         return published(name)

@@ -231,3 +231,31 @@ def test_cut_file_is_refused(tmp_path, keep):
     (tmp_path / "cut.pth").write_bytes(whole[:keep])
     with pytest.raises(models.WeightsError, match="cut.pth is refused"):
         checkpoints.read_torch(tmp_path / "cut.pth")
+
+
+def test_kept_weights_come_back_in_half_the_space(tmp_path):
+    """Kernels within half precision; batch norm exactly, also where float16 would be infinite."""
+    keras.utils.set_random_seed(0)
+    model = models.gender_classifier(models.mobilefacenet(62, 0.25))
+    norm = next(layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization))
+    norm.moving_variance.assign(np.full(norm.moving_variance.shape, 1e6))
+    path = tmp_path / "new" / "teacher.npz"
+    models.keep_weights(model, path)
+    other = models.gender_classifier(models.mobilefacenet(62, 0.25))
+    models.kept_weights(other, path)
+    for kept, given in zip(other.get_weights(), model.get_weights(), strict=True):
+        rounding = {"rtol": 1e-3, "atol": 1e-7} if given.ndim > 1 else {"rtol": 0}
+        np.testing.assert_allclose(kept, given, **rounding)
+    assert path.stat().st_size < 2.6 * model.count_params()
+    assert [file.name for file in path.parent.iterdir()] == ["teacher.npz"]
+
+
+def test_kept_weights_of_another_network_or_none_are_refused(tmp_path):
+    models.keep_weights(models.gender_classifier(models.mobilefacenet(62, 0.25)), tmp_path / "a.npz")
+    other = models.gender_classifier(models.mobilefacenet(62, 0.5))
+    with pytest.raises(models.WeightsError, match="other layers"):
+        models.kept_weights(other, tmp_path / "a.npz")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:5000])
+    for name in ("none.npz", "cut.npz"):
+        with pytest.raises(models.WeightsError, match=f"no weights can be read from .*{name}"):
+            models.kept_weights(other, tmp_path / name)

@@ -18,7 +18,7 @@ from fag_utils.models.attention import (
     soft_mask,
     tell_gender,
 )
-from fag_utils.models.checkpoints import WeightsError
+from fag_utils.models.checkpoints import WeightsError, keep_weights, kept_weights
 from fag_utils.models.classic import (
     ALEXNET,
     CLASSIC_PUBLISHED,
@@ -118,6 +118,8 @@ __all__ = [
     "grad_cam",
     "group_gender",
     "imagenet_classifier",
+    "keep_weights",
+    "kept_weights",
     "layer_table",
     "load_vgg_face",
     "mask_classifier",
