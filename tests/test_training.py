@@ -152,7 +152,7 @@ def test_the_step_is_traced_once(tmp_path, monkeypatch):
     traced = []
     step = keras.Model.train_step
     monkeypatch.setattr(keras.Model, "train_step", lambda model, data: traced.append(1) or step(model, data))
-    train(tmp_path, epochs=2)
+    train(tmp_path, epochs=2)  # noqa: F821
     assert len(traced) == 1
 
 
