@@ -169,8 +169,7 @@ def main():
     data, copy = scratch / "data", scratch / "project"
     lay_out(wish.data.resolve(), data, wish.pictures)
     for name in ("notebooks", "fag_utils", "data/results", "data/weights"):
-        if (ROOT / name).exists():
-            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", copy)
     rows = pd.read_csv(RESULT, dtype={"notebook": str}) if RESULT.exists() else pd.DataFrame()
     for number in wish.notebooks:

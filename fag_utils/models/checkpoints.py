@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fag_utils import course
+
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 STORAGES = {"FloatStorage": "<f4", "LongStorage": "<i8"}  # plain text: a pickle can do nothing to it
 
@@ -127,10 +129,12 @@ def keep_weights(model, path):
     Biases and batch norm (one axis) stay float32: they weigh little, and a variance may be larger than float16 holds.
     """
     halves = [value.astype("float16") if value.ndim > 1 else value for value in model.get_weights()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished.npz")
-    np.savez_compressed(unfinished, **{f"{number:04d}": value for number, value in enumerate(halves)})
-    unfinished.replace(path)
+    with course.writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = course.unfinished(path)
+        with open(unfinished, "wb") as file:
+            np.savez_compressed(file, **{f"{number:04d}": value for number, value in enumerate(halves)})
+        unfinished.replace(path)
 
 
 def kept_weights(model, path):
