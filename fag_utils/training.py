@@ -390,6 +390,9 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     settings = {"recipe": recipe.name, "epochs": epochs, "rows": len(table), "steps": steps_per_epoch,
                 "seed": seed, "size": size, "model": model.name, "engine": engine,
                 "teacher": teacher and teacher.name, "pictures": _fingerprint(table)}
+    views = teacher.views if teacher and teacher.views else epochs
+    if views < epochs:
+        settings["views"] = views
     if not all(layer.trainable for layer in model.layers):
         settings["learns"] = sum(layer.trainable for layer in model.layers)
     history = []
@@ -413,18 +416,19 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     bar = tqdm(total=epochs * steps_per_epoch, initial=len(history) * steps_per_epoch, unit="step",
                disable=not progress or len(history) >= epochs)
 
-    def dataset(rows, number, teacher=None):
+    def dataset(rows, number, teacher=None, kept=None):
         see = {"augmentation": recipe.augmentation, "seed": 1000 * seed + number, "ahead": trainer.ahead,
                "blended": recipe.blended if teacher else 0.0}
         data = batches.dataset(crops, table, rows, size, **see, heads=model.output_names, every_age=recipe.every_age,
                                points=points, eyes=recipe.eyes)
         data = with_classes(data, table, rows, model.output_names)
-        return data if teacher is None else teacher.taught(data, table, rows, see, recipe)
+        return data if teacher is None else teacher.taught(data, table, rows, see, recipe, kept)
 
     for epoch in range(len(history), epochs):
         began = time.perf_counter()
-        rows = epoch_rows(epoch)
-        logs = trainer.epoch(dataset(rows, epoch, teacher), len(rows), [seed, epoch], lambda: bar.update(1))
+        view = epoch % views
+        rows, kept = epoch_rows(view), folder / f"answers-{view:04d}.npz" if views < epochs else None
+        logs = trainer.epoch(dataset(rows, view, teacher, kept), len(rows), [seed, epoch], lambda: bar.update(1))
         seconds = time.perf_counter() - began
         row = {"epoch": epoch + 1, **{key: float(value) for key, value in logs.items()},
                "seconds": seconds, "pictures_per_second": rows.size / seconds}
@@ -451,8 +455,9 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
 def _finish(folder, history):
     """What comes after the last weights; a kill in between is made up for at the next call."""
     pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
-    for leftover in (*folder.glob("epoch-*"), *folder.glob("*.tmp"), *folder.glob("unfinished.*")):
-        leftover.unlink(missing_ok=True)
+    for pattern in ("epoch-*", "answers-*", "*.tmp", "unfinished.*"):
+        for leftover in folder.glob(pattern):
+            leftover.unlink(missing_ok=True)
     course.tidy(folder)
 
 
@@ -537,23 +542,54 @@ class Teacher:
 
     networks : Keras models with both heads, their ages those of the pupil's (48, or 117 with `every_age`)
     crops : dict size -> stored crops (n, s, s, 3) of the table's pictures (see `batches.load_crops`)
+    views : the pupil sees this many epochs of different views, then the same once more, and again, with the answers
+        that were given the first time: large teachers take longer than a small pupil's step. None: ever new ones
     """
 
-    def __init__(self, networks, crops, engine="keras"):
-        self.name = ", ".join(network.name for network in networks)
+    def __init__(self, networks, crops, engine="keras", views=None):
+        self.name, self.views = ", ".join(network.name for network in networks), views
         self.crops = {size: batches.ready(stored) for size, stored in crops.items()}
         self.networks = [(network.input_shape[1], answering(network, engine)) for network in networks]
 
-    def taught(self, data, table, rows, see, recipe):
-        """The batches of `data`, their targets mixed with the teachers' answers: distributions for both heads."""
+    def taught(self, data, table, rows, see, recipe, kept=None):
+        """The batches of `data`, their targets mixed with the teachers' answers: distributions for both heads.
+
+        kept : file for the answers to these batches, or None; where it exists, they are read from there
+        """
+        answers = self.answers(table, rows, see)
+        if kept is not None:
+            answers = _kept(answers, len(rows), kept)
+        for (pictures, targets, weights), mean in zip(data, answers, strict=True):
+            yield pictures, *soft_targets(targets, weights, mean, recipe)
+
+    def answers(self, table, rows, see):
+        """The mean of the teachers' answers, batch by batch: dicts of probabilities, (batch, ages) and (batch, 2)."""
         sizes = sorted({size for size, _ in self.networks})
         see = see | {"augmentation": see["augmentation"]._replace(mask=0.0)}  # all else is drawn alike
-        views = [batches.dataset(self.crops[size], table, rows, size, **see) for size in sizes]
-        for (pictures, targets, weights), *seen in zip(data, *views, strict=True):
-            view = {size: pictures_seen for size, (pictures_seen, *_) in zip(sizes, seen, strict=True)}
-            answers = [answer(view[size]) for size, answer in self.networks]
-            mean = {head: np.mean([a[head] for a in answers], axis=0) for head in targets}
-            yield pictures, *soft_targets(targets, weights, mean, recipe)
+        views = (batches.dataset(self.crops[size], table, rows, size, **see) for size in sizes)
+        for seen in zip(*views, strict=True):
+            view = {size: pictures for size, (pictures, *_) in zip(sizes, seen, strict=True)}
+            each = [answer(view[size]) for size, answer in self.networks]
+            yield {head: np.mean([answer[head] for answer in each], axis=0) for head in each[0]}
+
+
+def _kept(answers, number, path):
+    """What `answers` yields, `number` dicts of arrays; written to a file with the last, and next time read there."""
+    if path.exists():
+        with np.load(path) as stored:
+            found = dict(stored)
+        for each in zip(*found.values(), strict=True):
+            yield {head: value.astype("float32") for head, value in zip(found, each, strict=True)}
+        return
+    given = []
+    for answer in answers:
+        given.append({head: value.astype("float16") for head, value in answer.items()})
+        if len(given) == number and course.is_first():  # now: who trains will not ask for more than that
+            unfinished = path.with_suffix(".tmp")
+            with course.writing(path.parent), open(unfinished, "wb") as file:
+                np.savez(file, **{head: np.stack([each[head] for each in given]) for head in answer})
+            unfinished.replace(path)
+        yield answer
 
 
 def answering(network, engine="keras"):
@@ -794,7 +830,8 @@ def landmarks(crops, folder):
 
 
 def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=0.75, epochs=40,
-                    recipe=OURS, seed=0, progress=True, on_epoch=None, engine="keras", teachers=(), devices="one"):
+                    recipe=OURS, seed=0, progress=True, on_epoch=None, engine="keras", teachers=(), views=None,
+                    devices="one"):
     """Train age and gender on the kept rows of a cleaned table: (model, history).
 
     Parameters
@@ -809,8 +846,11 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
         model returned tells 117 ages apart: `models.narrow` makes the 48 of it.
     engine : what computes the steps, "keras" or "fast" (see `fast`)
     teachers : trained networks with the recipe's ages to learn from (see `Teacher`)
+    views : epochs until the pupil sees the same views, and hears the same answers, again (see `Teacher`)
     devices : what shares the steps, "one", "all" or "workers" (see `fit`)
     """
+    if views and recipe.balance == "published":
+        raise ValueError("the published composition changes while it trains: its batches can't be seen again (views)")
     known = labels.age_group(table["age"].fillna(-1)) >= 0
     learn, tune = split(table[known & table["male"].notna()])
     keras.utils.set_random_seed(seed)
@@ -849,7 +889,7 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
     teacher = None
     if teachers:
         sizes = {network.input_shape[1] for network in teachers}
-        teacher = Teacher(teachers, {s: batches.open_crops(everything["crop"], s) for s in sizes}, engine)
+        teacher = Teacher(teachers, {s: batches.open_crops(everything["crop"], s) for s in sizes}, engine, views)
     # Where masks are learned, half of the tuning pictures wear one.
     tuning = covered_too(tune, size, eyes) if masks else (batches.load_crops(tune["crop"], size, eyes), tune)
     history = fit(model, crops, everything, epochs, recipe, epoch_rows, size, folder, tuning, seed, progress,

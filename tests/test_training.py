@@ -442,6 +442,59 @@ def test_a_pupil_learns_from_pictures_without_labels(tmp_path):
     assert np.abs(labels.expected_age(said["age"]) - labels.expected_age(taught["age"])).mean() < 4
 
 
+def test_a_teacher_is_asked_once_for_views_that_come_again(tmp_path, monkeypatch):
+    """With `views`, and after a kill too; a pupil that hears what was kept learns what it would have learned."""
+    exec(SMALL, globals())
+    crops = np.random.default_rng(0).integers(0, 256, (64, 12, 12, 3), dtype="uint8")
+    table = pd.DataFrame({"age": np.arange(64) % 48 + 18.0, "male": np.arange(64) % 2 * 1.0})
+    recipe = training.OURS._replace(every_age=False)
+    keras.utils.set_random_seed(1)
+    network_of_teacher, start = network(), network()  # noqa: F821
+    weights = start.get_weights()
+    asked, answering = [], training.answering
+
+    def counted(*which):
+        answer = answering(*which)
+        return lambda pictures: asked.append(len(pictures)) or answer(pictures)
+
+    monkeypatch.setattr(training, "answering", counted)
+
+    def train(folder, views, rows=lambda epoch: batches.shuffled(table, 16, seed=epoch)):
+        asked.clear()
+        start.set_weights(weights)
+        teacher = training.Teacher([network_of_teacher], {8: crops}, views=views)
+        history = training.fit(start, crops, table, 5, recipe, rows, 8, tmp_path / folder, progress=False,
+                               teacher=teacher)
+        return history.drop(columns=["seconds", "pictures_per_second"]), len(asked)
+
+    again, times = train("again", 2)
+    assert times == 2 * 4, "two epochs of four batches"
+    left = sorted(path.name for path in (tmp_path / "again").iterdir())
+    assert left == ["finished.weights.h5", "history.csv", "state.json"]
+    # The same views, with a teacher that answers each time.
+    monkeypatch.setattr(training, "_kept", lambda answers, number, path: answers)
+    anew, times = train("anew", 2)
+    assert times == 5 * 4
+    np.testing.assert_allclose(again, anew, rtol=2e-3)
+    _, times = train("ever new", None)
+    assert times == 5 * 4
+    monkeypatch.undo()
+    monkeypatch.setattr(training, "answering", counted)
+
+    def killed(epoch):
+        if len(asked) == 2 * 4 and (tmp_path / "killed" / "epoch-0003.weights.h5").exists():
+            raise KeyboardInterrupt
+        return batches.shuffled(table, 16, seed=epoch)
+
+    with pytest.raises(KeyboardInterrupt):
+        train("killed", 2, killed)
+    after, times = train("killed", 2)
+    assert times == 0, "what was kept is read"
+    np.testing.assert_allclose(after, again, rtol=2e-3)
+    with pytest.raises(ValueError, match="seen again"):
+        training.train_multitask(table, tmp_path / "no", recipe=training.PUBLISHED, views=2)
+
+
 # Fine-tuning a part -------------------------------------------------------------------------------------
 
 
