@@ -407,6 +407,9 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
             model.load_weights(finished)
             _finish(folder, history)
             return pd.DataFrame(history)
+    if not history:  # a run that was killed in its first epoch may have had other pictures or another teacher
+        for stale in folder.glob("answers-*"):
+            stale.unlink(missing_ok=True)
     keras.utils.set_random_seed(seed)
     trainer = _engine(engine, devices)(model, recipe, epochs * steps_per_epoch, steps_per_epoch)
     if history:
@@ -544,9 +547,13 @@ class Teacher:
     crops : dict size -> stored crops (n, s, s, 3) of the table's pictures (see `batches.load_crops`)
     views : the pupil sees this many epochs of different views, then the same once more, and again, with the answers
         that were given the first time: large teachers take longer than a small pupil's step. None: ever new ones
+
+    ValueError for views below 1.
     """
 
     def __init__(self, networks, crops, engine="keras", views=None):
+        if views is not None and views < 1:
+            raise ValueError(f"views must be a number of epochs, 1 or more, or None; got {views}")
         self.name, self.views = ", ".join(network.name for network in networks), views
         self.crops = {size: batches.ready(stored) for size, stored in crops.items()}
         self.networks = [(network.input_shape[1], answering(network, engine)) for network in networks]
@@ -566,8 +573,8 @@ class Teacher:
         """The mean of the teachers' answers, batch by batch: dicts of probabilities, (batch, ages) and (batch, 2)."""
         sizes = sorted({size for size, _ in self.networks})
         see = see | {"augmentation": see["augmentation"]._replace(mask=0.0)}  # all else is drawn alike
-        views = (batches.dataset(self.crops[size], table, rows, size, **see) for size in sizes)
-        for seen in zip(*views, strict=True):
+        data = (batches.dataset(self.crops[size], table, rows, size, **see) for size in sizes)
+        for seen in zip(*data, strict=True):
             view = {size: pictures for size, (pictures, *_) in zip(sizes, seen, strict=True)}
             each = [answer(view[size]) for size, answer in self.networks]
             yield {head: np.mean([answer[head] for answer in each], axis=0) for head in each[0]}
@@ -581,11 +588,14 @@ def _kept(answers, number, path):
         for each in zip(*found.values(), strict=True):
             yield {head: value.astype("float32") for head, value in zip(found, each, strict=True)}
         return
+    if not course.is_first():  # one process writes for all
+        yield from answers
+        return
     given = []
     for answer in answers:
         given.append({head: value.astype("float16") for head, value in answer.items()})
-        if len(given) == number and course.is_first():  # now: who trains will not ask for more than that
-            unfinished = path.with_suffix(".tmp")
+        if len(given) == number:  # now: who trains will not ask for more than that
+            unfinished = course.unfinished(path)
             with course.writing(path.parent), open(unfinished, "wb") as file:
                 np.savez(file, **{head: np.stack([each[head] for each in given]) for head in answer})
             unfinished.replace(path)
@@ -846,7 +856,8 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
         model returned tells 117 ages apart: `models.narrow` makes the 48 of it.
     engine : what computes the steps, "keras" or "fast" (see `fast`)
     teachers : trained networks with the recipe's ages to learn from (see `Teacher`)
-    views : epochs until the pupil sees the same views, and hears the same answers, again (see `Teacher`)
+    views : epochs until the pupil sees the same views, and hears the same answers, again (see `Teacher`); without
+        teachers every epoch has new ones
     devices : what shares the steps, "one", "all" or "workers" (see `fit`)
     """
     if views and recipe.balance == "published":

@@ -491,6 +491,14 @@ def test_a_teacher_is_asked_once_for_views_that_come_again(tmp_path, monkeypatch
     after, times = train("killed", 2)
     assert times == 0, "what was kept is read"
     np.testing.assert_allclose(after, again, rtol=2e-3)
+    # Answers without a state are those of a run that was killed in its first epoch: perhaps another teacher's.
+    (tmp_path / "stale").mkdir()
+    (tmp_path / "stale" / "answers-0000.npz").write_bytes(b"of another teacher")
+    after, times = train("stale", 2)
+    assert times == 2 * 4
+    np.testing.assert_allclose(after, again, rtol=2e-3)
+    with pytest.raises(ValueError, match="1 or more"):
+        training.Teacher([network_of_teacher], {8: crops}, views=0)
     with pytest.raises(ValueError, match="seen again"):
         training.train_multitask(table, tmp_path / "no", recipe=training.PUBLISHED, views=2)
 
