@@ -251,7 +251,8 @@ def write(rows, left_out, keep):
             if len(line):
                 table.loc[number, ["mae", "file_kb"]] = line[["mae", "bytes"]].iloc[0].to_numpy() / [1, 1000]
     table.to_csv(OUT / "benchmark.csv", index=False, float_format="%.4g")
-    about = {"processor": processor(), "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(),
+    about = {"processor": processor(), "system": f"{platform.system()} {platform.machine()}",
+             "python": platform.python_version(),
              "left_out": left_out}
     (OUT / "benchmark.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     if "mae" in table:
