@@ -248,10 +248,12 @@ def see(crops, size, augmentation, seed, points=None, eyes=None):
         return value[:, None, None, None]
 
     blurred = tf.image.resize(tf.nn.avg_pool2d(x, 2, 2, "SAME"), shape)
-    x = tf.where(each(uniform(4, 0.0, 1.0) < a.blur), blurred, x)
-    grey = tf.reduce_sum(x * [0.299, 0.587, 0.114], axis=-1, keepdims=True)
-    keep = tf.where(uniform(5, 0.0, 1.0) < a.grey, 0.0, 1 + uniform(6, -a.saturation, a.saturation))
-    x = grey + each(keep) * (x - grey)
+    # Weighed sums and products of matrices: choosing with `tf.where`, and repeating a value for each colour, take
+    # several times as long.
+    x += each(tf.cast(uniform(4, 0.0, 1.0) < a.blur, tf.float32)) * (blurred - x)
+    keep = tf.where(uniform(5, 0.0, 1.0) < a.grey, 0.0, 1 + uniform(6, -a.saturation, a.saturation))[:, None, None]
+    to_grey = tf.repeat(tf.constant([[0.299], [0.587], [0.114]]), 3, axis=1)
+    x = tf.reshape(tf.reshape(x, (n, -1, 3)) @ (keep * tf.eye(3) + (1 - keep) * to_grey), (n, *shape, 3))
     mean = tf.reduce_mean(x, axis=(1, 2, 3), keepdims=True)
     light = each(1 + uniform(7, -a.brightness, a.brightness))
     x = mean * light + (x - mean) * each(1 + uniform(8, -a.contrast, a.contrast))
@@ -275,10 +277,11 @@ def _erase(x, chosen, place, shape):
         length = side * (0.17 + 0.23 * place[:, i])
         first = place[:, 2 + i] * (side - length)
         line = tf.range(side, dtype=tf.float32)[None]
-        lines.append((line >= first[:, None]) & (line < (first + length)[:, None]))
+        lines.append(tf.cast((line >= first[:, None]) & (line < (first + length)[:, None]), tf.float32))
     rows, columns = lines
-    hidden = rows[:, :, None, None] & columns[:, None, :, None] & chosen[:, None, None, None]
-    return tf.where(hidden, 127.0, x)
+    rows *= tf.cast(chosen, tf.float32)[:, None]
+    hidden = tf.reshape(rows[:, :, None] @ tf.repeat(columns, 3, axis=1)[:, None], (-1, *shape, 3))
+    return x * (1 - hidden) + 127.0 * hidden  # weighed, as in `see`
 
 
 def blend(pictures, share, seed):

@@ -36,7 +36,8 @@ def network():
     keras.utils.set_random_seed(1)
     x = keras.Input((8, 8, 3))
     y = keras.layers.Rescaling(1 / 128, offset=-1)(x)
-    y = keras.layers.Conv2D(8, 3, strides=2, name="c")(y)
+    # No bias: before batch norm its gradient is nothing but rounding, which Adam makes steps of.
+    y = keras.layers.Conv2D(8, 3, strides=2, use_bias=False, name="c")(y)
     y = keras.layers.BatchNormalization(name="b")(y)
     y = keras.layers.Dropout(0.2)(keras.layers.Flatten()(y))
     heads = {"age": keras.layers.Dense(48, "softmax", name="age")(y),
