@@ -604,7 +604,7 @@ def ablation(table, figures=("mae", "gender_accuracy"), names=("mean absolute er
     import matplotlib.pyplot as plt
 
     variants = list(dict.fromkeys(table["variant"]))
-    size = (9.5, 0.8 + 0.32 * len(variants))
+    size = (2.5 + 2.35 * len(figures), 0.8 + 0.32 * len(variants))
     figure, axes = plt.subplots(1, len(figures), figsize=size, sharey=True, squeeze=False)
     for ax, column, name in zip(axes[0], figures, names, strict=True):
         values = table[column] * (100 if "%" in name else 1)

@@ -66,6 +66,8 @@ def start(notebook, copy, data, work, log):
                    "JUPYTER_PREFER_ENV_PATH": "1", "PYTHONHASHSEED": "0"}
     command = [sys.executable, "-m", "papermill", "--no-progress-bar", "-k", "python3", notebook.name,
                str(work / notebook.name), "-p", "scale", "full"]
+    if '"ablate = ' in notebook.read_text(encoding="utf-8"):  # the same code as the training's, and hours of it
+        command += ["-p", "ablate", "False"]
     work.mkdir(parents=True, exist_ok=True)
     return subprocess.Popen(command, cwd=notebook.parent, env=environment, stdout=log, stderr=log)
 
