@@ -96,10 +96,10 @@ class Run:
 def begin(scale="classroom"):
     """Start a notebook: quiet the libraries' logs, seed NumPy and Python, return its Run."""
     quiet()
-    if scale == "classroom":  # a dozen steps never earn back what TensorFlow spends on improving a training's graph
-        import tensorflow as tf
+    import tensorflow as tf
 
-        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    # In class: a dozen steps never earn back what TensorFlow spends on improving a training's graph.
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": scale == "classroom"})
     random.seed(0)
     np.random.seed(0)
     return Run(scale)
