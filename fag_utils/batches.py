@@ -247,10 +247,11 @@ def see(crops, size, augmentation, seed, points=None, eyes=None):
     def each(value):
         return value[:, None, None, None]
 
-    blurred = tf.image.resize(tf.nn.avg_pool2d(x, 2, 2, "SAME"), shape)
+    chosen = tf.where(uniform(4, 0.0, 1.0) < a.blur)
+    coarse = tf.nn.avg_pool2d(tf.gather_nd(x, chosen), 2, 2, "SAME")
+    x = tf.tensor_scatter_nd_update(x, chosen, tf.image.resize(coarse, shape))
     # Weighed sums and products of matrices: choosing with `tf.where`, and repeating a value for each colour, take
     # several times as long.
-    x += each(tf.cast(uniform(4, 0.0, 1.0) < a.blur, tf.float32)) * (blurred - x)
     keep = tf.where(uniform(5, 0.0, 1.0) < a.grey, 0.0, 1 + uniform(6, -a.saturation, a.saturation))[:, None, None]
     to_grey = tf.repeat(tf.constant([[0.299], [0.587], [0.114]]), 3, axis=1)
     x = tf.reshape(tf.reshape(x, (n, -1, 3)) @ (keep * tf.eye(3) + (1 - keep) * to_grey), (n, *shape, 3))

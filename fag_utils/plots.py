@@ -131,15 +131,19 @@ def maps_over(pictures, maps, side=186, size=1.5):
 def region_shares(table, areas, ax=None):
     """How densely attention lies on each part of the face: 1 is as on the whole picture, on average.
 
-    table : DataFrame, a row for each map, a column for each region, shares that sum to 1; areas : the regions' own
-        shares of the picture
+    table : DataFrame, a row for each map, a column for each region, shares that sum to 1; a row "untrained, X" is
+        drawn in the colour of row X, hatched
+    areas : the regions' own shares of the picture
     """
     density = table / areas
     ax = _axes(ax, 8, 3.4)
     width = 0.8 / len(density)
     for number, (name, row) in enumerate(density.iterrows()):
         place = np.arange(len(row)) + (number - (len(density) - 1) / 2) * width
-        ax.bar(place, row, width, label=name)
+        like = name.removeprefix("untrained, ")
+        untrained = like != name and like in density.index
+        ax.bar(place, row, width, label=name, edgecolor="white", linewidth=0, hatch="/////" if untrained else None,
+               color=COLOURS[density.index.get_loc(like if untrained else name) % len(COLOURS)])
     ax.axhline(1, color=GREY, linewidth=1)
     ax.set_xticks(range(len(table.columns)), table.columns)
     ax.set(ylabel="attention, times its share of area")
@@ -649,7 +653,8 @@ def learning_curves(table, figures=("mae", "gender"),
         ax.minorticks_off()
         ax.set(xlabel="pictures learned from (logarithmic)", ylabel=name)
     handles, words = axes[0][0].get_legend_handles_labels()
-    figure.legend(handles, words, loc="outside lower center", ncols=2 if len(words) > 3 else len(words))
+    figure.legend(handles, words, loc="outside lower center", ncols=2 if len(words) > 3 else len(words),
+                  handlelength=4)  # long enough to tell dashes from a line
     return figure
 
 

@@ -225,6 +225,17 @@ def test_learning_curves_have_a_line_for_each_start_and_way():
     assert [text.get_text() for text in legend.get_texts()][0] == "random, frozen"
 
 
+def test_no_two_maps_of_region_shares_look_alike_and_the_untrained_one_has_its_twins_colour():
+    names = ["module 1", "module 2", "Grad-CAM", *"abc", "untrained, module 1", "untrained, module 2"]
+    table = pd.DataFrame([{"mouth": 0.4, "eyes": 0.6}] * len(names), index=names)
+    ax = plots.region_shares(table, pd.Series({"mouth": 0.2, "eyes": 0.8}))
+    bars = [bars[0] for bars in ax.containers]
+    looks = [(bar.get_facecolor(), bar.get_hatch()) for bar in bars]
+    assert len(set(looks)) == len(names)
+    assert bars[0].get_facecolor() == bars[6].get_facecolor() and bars[6].get_hatch() and not bars[0].get_hatch()
+    assert [bar.get_height() for bar in ax.containers[0]] == pytest.approx([2, 0.75])
+
+
 def test_an_occlusion_map_has_a_cell_for_each_place():
     places = [0.2, 0.5, 0.8]
     table = pd.DataFrame([{"x": x, "y": y, "cost_years": x + 10 * y, "cost_points": -0.01} for y in places
