@@ -543,7 +543,10 @@ class Teacher:
     to a pupil by one who knows more than it will ever see is privileged information (Vapnik, Vashist 2009;
     Lopez-Paz et al. 2016, "Unifying distillation and privileged information").
 
-    networks : Keras models with both heads, their ages those of the pupil's (48, or 117 with `every_age`)
+    networks : Keras models with both heads, their ages those of the pupil's (48, or 117 with `every_age`). A pair of
+        models is one teacher: the first learned from half 0 of the people, the second from half 1 (see `half`), and
+        each picture is answered by the one that has not seen it. What a network says of the pictures it learned
+        from is half learned by heart (cross-fitting: Chernozhukov et al. 2018).
     crops : dict size -> stored crops (n, s, s, 3) of the table's pictures (see `batches.load_crops`)
     views : the pupil sees this many epochs of different views, then the same once more, and again, with the answers
         that were given the first time: large teachers take longer than a small pupil's step. None: ever new ones
@@ -554,9 +557,10 @@ class Teacher:
     def __init__(self, networks, crops, engine="keras", views=None):
         if views is not None and views < 1:
             raise ValueError(f"views must be a number of epochs, 1 or more, or None; got {views}")
-        self.name, self.views = ", ".join(network.name for network in networks), views
+        each = [_pair(network) for network in networks]
+        self.name, self.views = ", ".join(network.name for pair in each for network in pair), views
         self.crops = {size: batches.ready(stored) for size, stored in crops.items()}
-        self.networks = [(network.input_shape[1], answering(network, engine)) for network in networks]
+        self.networks = [(pair[0].input_shape[1], [answering(network, engine) for network in pair]) for pair in each]
 
     def taught(self, data, table, rows, see, recipe, kept=None):
         """The batches of `data`, their targets mixed with the teachers' answers: distributions for both heads.
@@ -574,10 +578,29 @@ class Teacher:
         sizes = sorted({size for size, _ in self.networks})
         see = see | {"augmentation": see["augmentation"]._replace(mask=0.0)}  # all else is drawn alike
         data = (batches.dataset(self.crops[size], table, rows, size, **see) for size in sizes)
-        for seen in zip(*data, strict=True):
+        pairs = any(len(pair) > 1 for _, pair in self.networks)
+        unseen = 1 - half(table) if pairs else np.zeros(len(table), int)  # number of the network that may answer
+        for index, *seen in zip(rows, *data, strict=True):
             view = {size: pictures for size, (pictures, *_) in zip(sizes, seen, strict=True)}
-            each = [answer(view[size]) for size, answer in self.networks]
+            each = [_divided(pair, view[size], unseen[index]) for size, pair in self.networks]
             yield {head: np.mean([answer[head] for answer in each], axis=0) for head in each[0]}
+
+
+def _pair(teacher):
+    return teacher if isinstance(teacher, (tuple, list)) else (teacher,)
+
+
+def _divided(functions, pictures, which):
+    """Answers to pictures (n, ...), each by the function of its number, `which` (n,); one function answers all."""
+    if len(functions) == 1:
+        return functions[0](pictures)
+    pictures, answers = np.asarray(pictures), {}
+    for number, function in enumerate(functions):
+        mine = which == number
+        if mine.any():
+            for head, said in function(pictures[mine]).items():
+                answers.setdefault(head, np.empty((len(pictures), said.shape[1]), "float32"))[mine] = said
+    return answers
 
 
 def _kept(answers, number, path):
@@ -855,7 +878,7 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
     recipe : PUBLISHED or OURS, COVERED or OCULAR, or one made from them with `_replace`. With its `every_age` the
         model returned tells 117 ages apart: `models.narrow` makes the 48 of it.
     engine : what computes the steps, "keras" or "fast" (see `fast`)
-    teachers : trained networks with the recipe's ages to learn from (see `Teacher`)
+    teachers : trained networks with the recipe's ages to learn from, or pairs of them (see `Teacher`)
     views : epochs until the pupil sees the same views, and hears the same answers, again (see `Teacher`); without
         teachers every epoch has new ones
     devices : what shares the steps, "one", "all" or "workers" (see `fit`)
@@ -882,6 +905,8 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
     crops = (batches.load_crops if masks else batches.open_crops)(everything["crop"], size, eyes)
     points = landmarks(crops, folder) if masks else None
     steps = max(1, len(learn) // (batches.BATCH_SIZE - places))
+    pairs = any(len(_pair(network)) > 1 for network in teachers)
+    halves = half(everything) if pairs else None
 
     def epoch_rows(epoch):
         number = 1000 * seed + epoch
@@ -895,17 +920,31 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
         if places:
             others = batches.dealt(len(everything) - len(learn), len(rows), places, epoch, seed)
             rows = batches.mixed(rows, len(learn) + others)
+        if pairs:  # what is laid over a face (see `batches.blend`) is of its half: who answers has seen neither
+            rows = np.take_along_axis(rows, np.argsort(halves[rows], axis=1, kind="stable"), axis=1)
         return rows
 
     teacher = None
     if teachers:
-        sizes = {network.input_shape[1] for network in teachers}
+        sizes = {_pair(network)[0].input_shape[1] for network in teachers}
         teacher = Teacher(teachers, {s: batches.open_crops(everything["crop"], s) for s in sizes}, engine, views)
     # Where masks are learned, half of the tuning pictures wear one.
     tuning = covered_too(tune, size, eyes) if masks else (batches.load_crops(tune["crop"], size, eyes), tune)
     history = fit(model, crops, everything, epochs, recipe, epoch_rows, size, folder, tuning, seed, progress,
                   on_epoch, engine, teacher, points, devices)
     return model, history
+
+
+def half(table):
+    """Which half of the people each row belongs to: (n,) 0 or 1, the same on every machine, and for every table."""
+    folds = [hash_fold(f"half {key}", test=1, validation=None, parts=2) for key in _who(table)]
+    return np.array([fold == "test" for fold in folds], int)
+
+
+def _who(table):
+    """What tells people apart: their identity, or where nobody knows it, the file's name."""
+    return [who if isinstance(who, str) else Path(path).name
+            for who, path in zip(table["identity"], table["path"], strict=True)]
 
 
 def split(table):
@@ -915,9 +954,8 @@ def split(table):
     only for the figures that are reported. No person is in both parts.
     """
     kept = table[table["keep"] & table["crop"].notna() & (table["fold"] == "train")]
-    keys = [who if isinstance(who, str) else Path(path).name
-            for who, path in zip(kept["identity"], kept["path"], strict=True)]
-    held_out = np.array([hash_fold(key, test=None, validation=2, parts=20) == "validation" for key in keys], bool)
+    folds = [hash_fold(key, test=None, validation=2, parts=20) for key in _who(kept)]
+    held_out = np.array([fold == "validation" for fold in folds], bool)
     learn, tune = kept[~held_out].reset_index(drop=True), kept[held_out].reset_index(drop=True)
     if not len(learn) or not len(tune):
         raise ValueError(f"nothing to learn: {len(learn)} rows to learn from and {len(tune)} to tune on were kept")

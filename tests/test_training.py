@@ -10,6 +10,8 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from fag_utils import batches, faces, fast, labels, training
@@ -337,8 +339,8 @@ def test_the_teacher_of_a_covered_face_sees_it_bare(tmp_path):
     seen = []
     keras.utils.set_random_seed(0)
     teacher = training.Teacher([age_gender(mobilefacenet(32, 0.25))], {32: drawn})
-    ((_, answer),) = teacher.networks
-    teacher.networks = [(32, lambda pictures: seen.append(np.array(pictures)) or answer(pictures))]
+    ((_, (answer,)),) = teacher.networks
+    teacher.networks = [(32, [lambda pictures: seen.append(np.array(pictures)) or answer(pictures)])]
     rows = np.arange(6)[None]
     for recipe in (training.COVERED, training.OCULAR):
         see = {"augmentation": recipe.augmentation, "seed": 7, "ahead": 2, "blended": 0.0}
@@ -352,6 +354,57 @@ def test_the_teacher_of_a_covered_face_sees_it_bare(tmp_path):
             assert pictures.shape[1:3] == faces.eye_shape("both", 32)
         else:
             assert np.abs(pictures - wanted).max() > 50, "the pupil sees masks"
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.text("xyz", min_size=1)), min_size=1, max_size=30))
+def test_a_person_is_in_one_half_in_every_table(people):
+    table = pd.DataFrame([{"identity": who, "path": f"/some/{name}.jpg"} for who, name in people])
+    halves = training.half(table)
+    assert set(halves) <= {0, 1}
+    assert (pd.Series(halves).groupby(table["identity"]).nunique() == 1).all()
+    shuffled = table.sample(frac=1, random_state=0)
+    assert (training.half(shuffled) == halves[shuffled.index]).all()
+    nameless = table.assign(identity=None)
+    moved = nameless.assign(path=nameless["path"].str.replace("/some/", "/other/"))
+    assert (training.half(nameless) == training.half(moved)).all()
+
+
+def test_of_a_pair_the_teacher_answers_that_has_not_seen_the_face(tmp_path, monkeypatch):
+    """Blended faces too: what is laid over a face is of the same half."""
+    drawn, about = classroom.sample(160, seed=1, size=134)
+    for i, picture in enumerate(drawn):
+        Image.fromarray(picture).save(tmp_path / f"{i}.jpg")
+    names = [str(tmp_path / f"{i}.jpg") for i in range(160)]
+    table = pd.DataFrame({"path": names, "crop": names, "identity": None, "fold": "train", "keep": True,
+                          "age": np.clip(about["age"], 18, 65).round(), "male": about["male"].astype(float)})
+    halves = training.half(table)
+    assert 50 < halves.sum() < 110
+    keras.utils.set_random_seed(0)
+    pair = tiny((32, 32)), tiny((32, 32))
+    asked, answering, answers = [], training.answering, training.Teacher.answers
+
+    def told(network, engine):
+        answer, number = answering(network, engine), [each is network for each in pair].index(True)
+        return lambda pictures: asked.append((number, len(pictures))) or answer(pictures)
+
+    def checked(self, everything, rows, see):
+        of = training.half(everything)
+        assert (np.diff(of[rows], axis=1) >= 0).all(), "a batch holds one half, then the other"
+        for index, answer in zip(rows, answers(self, everything, rows, see), strict=True):
+            asked_now = dict(asked)
+            asked.clear()
+            assert asked_now == {1: (of[index] == 0).sum(), 0: (of[index] == 1).sum()}
+            yield answer
+
+    monkeypatch.setattr(training, "answering", told)
+    monkeypatch.setattr(training.Teacher, "answers", checked)
+    _, history = training.train_multitask(table, tmp_path / "pupil", tiny((32, 32)), epochs=2, progress=False,
+                                          teachers=[pair])
+    assert np.isfinite(history[["loss", "tune_mae", "tune_accuracy"]].to_numpy()).all()
+    # What they say lies where it belongs.
+    constant = [lambda pictures, k=k: {"age": np.full((len(pictures), 3), k)} for k in (0, 1)]
+    said = training._divided(constant, np.zeros((4, 8, 8, 3)), np.array([1, 0, 0, 1]))
+    assert said["age"][:, 0].tolist() == [1, 0, 0, 1]
 
 
 def tiny(shape, ages=labels.N_EVERY_AGE):
