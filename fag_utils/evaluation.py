@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from . import labels
-from .table import hash_fold, usable
+from .table import fold_keys, hash_fold, usable
 
 PREDICTED = ["age", "age_low", "age_high", "male_probability"]
 MARK = "may_be_outside"  # kept beside the predictions where the predictor tells it
@@ -295,8 +295,7 @@ def five_folds(table, folds=5):
     The fifth follows from the person where one is named, else from the file's name. For Adience itself, which has
     folds of its own: `datasets.adience.rounds`. Yields `folds` copies of the table.
     """
-    keys = [who if isinstance(who, str) else Path(path).name
-            for who, path in zip(table["identity"], table["path"], strict=True)]
+    keys = fold_keys(table)
     for k in range(folds):
         yield table.assign(fold=[hash_fold(key, test=k, validation=None, parts=folds) for key in keys])
 

@@ -28,7 +28,7 @@ from fag_utils.models import (
     mask_classifier,
     mobilefacenet,
 )
-from fag_utils.table import hash_fold
+from fag_utils.table import fold_keys, hash_fold
 
 
 class AgeDistribution(keras.losses.Loss):
@@ -551,7 +551,7 @@ class Teacher:
     views : the pupil sees this many epochs of different views, then the same once more, and again, with the answers
         that were given the first time: large teachers take longer than a small pupil's step. None: ever new ones
 
-    ValueError for views below 1.
+    ValueError for views below 1, and for what is neither a network nor two of one input.
     """
 
     def __init__(self, networks, crops, engine="keras", views=None):
@@ -559,6 +559,7 @@ class Teacher:
             raise ValueError(f"views must be a number of epochs, 1 or more, or None; got {views}")
         each = [_pair(network) for network in networks]
         self.name, self.views = ", ".join(network.name for pair in each for network in pair), views
+        self.pairs = any(len(pair) > 1 for pair in each)
         self.crops = {size: batches.ready(stored) for size, stored in crops.items()}
         self.networks = [(pair[0].input_shape[1], [answering(network, engine) for network in pair]) for pair in each]
 
@@ -578,8 +579,7 @@ class Teacher:
         sizes = sorted({size for size, _ in self.networks})
         see = see | {"augmentation": see["augmentation"]._replace(mask=0.0)}  # all else is drawn alike
         data = (batches.dataset(self.crops[size], table, rows, size, **see) for size in sizes)
-        pairs = any(len(pair) > 1 for _, pair in self.networks)
-        unseen = 1 - half(table) if pairs else np.zeros(len(table), int)  # number of the network that may answer
+        unseen = 1 - half(table) if self.pairs else np.zeros(len(table), int)  # number of the network that may answer
         for index, *seen in zip(rows, *data, strict=True):
             view = {size: pictures for size, (pictures, *_) in zip(sizes, seen, strict=True)}
             each = [_divided(pair, view[size], unseen[index]) for size, pair in self.networks]
@@ -587,7 +587,11 @@ class Teacher:
 
 
 def _pair(teacher):
-    return teacher if isinstance(teacher, (tuple, list)) else (teacher,)
+    pair = teacher if isinstance(teacher, (tuple, list)) else (teacher,)
+    shapes = {network.input_shape for network in pair}
+    if len(pair) not in (1, 2) or len(shapes) != 1:
+        raise ValueError(f"a teacher is a network, or two of one input; got {len(pair)} of {shapes or 'none'}")
+    return pair
 
 
 def _divided(functions, pictures, which):
@@ -905,8 +909,11 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
     crops = (batches.load_crops if masks else batches.open_crops)(everything["crop"], size, eyes)
     points = landmarks(crops, folder) if masks else None
     steps = max(1, len(learn) // (batches.BATCH_SIZE - places))
-    pairs = any(len(_pair(network)) > 1 for network in teachers)
-    halves = half(everything) if pairs else None
+    teacher = None
+    if teachers:
+        sizes = {_pair(network)[0].input_shape[1] for network in teachers}
+        teacher = Teacher(teachers, {s: batches.open_crops(everything["crop"], s) for s in sizes}, engine, views)
+    halves = half(everything) if teacher and teacher.pairs else None
 
     def epoch_rows(epoch):
         number = 1000 * seed + epoch
@@ -920,14 +927,10 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
         if places:
             others = batches.dealt(len(everything) - len(learn), len(rows), places, epoch, seed)
             rows = batches.mixed(rows, len(learn) + others)
-        if pairs:  # what is laid over a face (see `batches.blend`) is of its half: who answers has seen neither
+        if halves is not None:  # a face laid over another (see `batches.blend`) is of its half: the asked saw neither
             rows = np.take_along_axis(rows, np.argsort(halves[rows], axis=1, kind="stable"), axis=1)
         return rows
 
-    teacher = None
-    if teachers:
-        sizes = {_pair(network)[0].input_shape[1] for network in teachers}
-        teacher = Teacher(teachers, {s: batches.open_crops(everything["crop"], s) for s in sizes}, engine, views)
     # Where masks are learned, half of the tuning pictures wear one.
     tuning = covered_too(tune, size, eyes) if masks else (batches.load_crops(tune["crop"], size, eyes), tune)
     history = fit(model, crops, everything, epochs, recipe, epoch_rows, size, folder, tuning, seed, progress,
@@ -937,14 +940,8 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
 
 def half(table):
     """Which half of the people each row belongs to: (n,) 0 or 1, the same on every machine, and for every table."""
-    folds = [hash_fold(f"half {key}", test=1, validation=None, parts=2) for key in _who(table)]
+    folds = [hash_fold(f"half {key}", test=1, validation=None, parts=2) for key in fold_keys(table)]
     return np.array([fold == "test" for fold in folds], int)
-
-
-def _who(table):
-    """What tells people apart: their identity, or where nobody knows it, the file's name."""
-    return [who if isinstance(who, str) else Path(path).name
-            for who, path in zip(table["identity"], table["path"], strict=True)]
 
 
 def split(table):
@@ -954,7 +951,7 @@ def split(table):
     only for the figures that are reported. No person is in both parts.
     """
     kept = table[table["keep"] & table["crop"].notna() & (table["fold"] == "train")]
-    folds = [hash_fold(key, test=None, validation=2, parts=20) for key in _who(kept)]
+    folds = [hash_fold(key, test=None, validation=2, parts=20) for key in fold_keys(kept)]
     held_out = np.array([fold == "validation" for fold in folds], bool)
     learn, tune = kept[~held_out].reset_index(drop=True), kept[held_out].reset_index(drop=True)
     if not len(learn) or not len(tune):

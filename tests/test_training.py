@@ -356,6 +356,16 @@ def test_the_teacher_of_a_covered_face_sees_it_bare(tmp_path):
             assert np.abs(pictures - wanted).max() > 50, "the pupil sees masks"
 
 
+def drawn_faces(folder):
+    """A cleaned table of 160 drawn faces of 18 to 65, kept in a folder."""
+    drawn, about = classroom.sample(160, seed=1, size=134)
+    for i, picture in enumerate(drawn):
+        Image.fromarray(picture).save(folder / f"{i}.jpg")
+    names = [str(folder / f"{i}.jpg") for i in range(160)]
+    return pd.DataFrame({"path": names, "crop": names, "identity": None, "fold": "train", "keep": True,
+                         "age": np.clip(about["age"], 18, 65).round(), "male": about["male"].astype(float)})
+
+
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.text("xyz", min_size=1)), min_size=1, max_size=30))
 def test_a_person_is_in_one_half_in_every_table(people):
     table = pd.DataFrame([{"identity": who, "path": f"/some/{name}.jpg"} for who, name in people])
@@ -371,12 +381,7 @@ def test_a_person_is_in_one_half_in_every_table(people):
 
 def test_of_a_pair_the_teacher_answers_that_has_not_seen_the_face(tmp_path, monkeypatch):
     """Blended faces too: what is laid over a face is of the same half."""
-    drawn, about = classroom.sample(160, seed=1, size=134)
-    for i, picture in enumerate(drawn):
-        Image.fromarray(picture).save(tmp_path / f"{i}.jpg")
-    names = [str(tmp_path / f"{i}.jpg") for i in range(160)]
-    table = pd.DataFrame({"path": names, "crop": names, "identity": None, "fold": "train", "keep": True,
-                          "age": np.clip(about["age"], 18, 65).round(), "male": about["male"].astype(float)})
+    table = drawn_faces(tmp_path)
     halves = training.half(table)
     assert 50 < halves.sum() < 110
     keras.utils.set_random_seed(0)
@@ -401,6 +406,9 @@ def test_of_a_pair_the_teacher_answers_that_has_not_seen_the_face(tmp_path, monk
     _, history = training.train_multitask(table, tmp_path / "pupil", tiny((32, 32)), epochs=2, progress=False,
                                           teachers=[pair])
     assert np.isfinite(history[["loss", "tune_mae", "tune_accuracy"]].to_numpy()).all()
+    for wrong in ((), (*pair, tiny((32, 32))), (pair[0], tiny((16, 16)))):
+        with pytest.raises(ValueError, match="two of one input"):
+            training.Teacher([wrong], {})
     # What they say lies where it belongs.
     constant = [lambda pictures, k=k: {"age": np.full((len(pictures), 3), k)} for k in (0, 1)]
     said = training._divided(constant, np.zeros((4, 8, 8, 3)), np.array([1, 0, 0, 1]))
@@ -450,12 +458,7 @@ def test_landmarks_are_kept_for_the_crops_they_were_found_in(tmp_path, monkeypat
 
 
 def test_covered_and_ocular_pupils_and_a_mask_detector_are_trained_from_a_table(tmp_path, monkeypatch):
-    drawn, about = classroom.sample(160, seed=1, size=134)
-    for i, picture in enumerate(drawn):
-        Image.fromarray(picture).save(tmp_path / f"{i}.jpg")
-    names = [str(tmp_path / f"{i}.jpg") for i in range(160)]
-    table = pd.DataFrame({"path": names, "crop": names, "identity": None, "fold": "train", "keep": True,
-                          "age": np.clip(about["age"], 18, 65).round(), "male": about["male"].astype(float)})
+    table = drawn_faces(tmp_path)
     _, tune = training.split(table)
     keras.utils.set_random_seed(0)
     teacher = tiny((32, 32))
