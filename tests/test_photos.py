@@ -40,7 +40,7 @@ def in_order(table, column="x", ascending=True):
 
 def test_the_scene_has_four_people(people):
     assert len(people) == 4
-    assert people["male_probability"].iloc[0] < 0.2, "the astronaut"
+    assert people["male_probability"].iloc[0] < 0.5, "the astronaut"
     assert people["face_score"].min() > 0.9
 
 
@@ -64,7 +64,7 @@ def test_encoding_and_orientation_change_nothing(name, network, people):
     for one, other in zip(found, turned, strict=True):
         assert (one - other).abs().max() < 6
     assert (table["age"] - people["age"]).abs().max() < 2, "the astronaut and three blurred faces"
-    assert (table["male_probability"] - people["male_probability"]).abs().max() < 0.1
+    assert (table["male_probability"] - people["male_probability"]).abs().max() < 0.15, "unsure of the astronaut"
 
 
 def test_twelve_encodings_of_a_photograph_agree_within_a_year(network):
