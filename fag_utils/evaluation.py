@@ -520,6 +520,32 @@ def by(table, column, n=1000, seed=0):
     return pd.DataFrame(rows)
 
 
+def difference(one, other, n=1000, seed=0):
+    """How much more wrong the answers of `other` are than those of `one`, two `join`ed tables of the same pictures.
+
+    What is hard for both cancels out: the interval is of the difference, drawn picture by picture (by `bootstrap`; by
+    people where they are known), and far narrower than those of the two figures.
+
+    Returns a dict: years worse (of the mean absolute error), years_interval, points worse (percentage points of
+    gender), points_interval. ValueError where the rows aren't those of the same pictures.
+    """
+    if list(one["path"]) != list(other["path"]):
+        raise ValueError("the two tables hold other pictures, or in another order: a difference is taken row by row")
+    one, other = one.reset_index(drop=True), other.reset_index(drop=True)
+    known = labels.report_group(one["age"].fillna(-1)) >= 0
+    people = one["identity"] if "identity" in one else None
+
+    def error(table):
+        return (table["predicted_age"] - table["age"]).abs().where(known)
+
+    def interval(values):
+        return bootstrap(_mean_known, values, n=n, seed=seed, groups=people)
+
+    years, points = error(other) - error(one), 100 * (_gender_right(one) - _gender_right(other))
+    return {"years worse": _mean_known(years), "years_interval": interval(years),
+            "points worse": _mean_known(points), "points_interval": interval(points)}
+
+
 AGE_BANDS = [(0, 9), (10, 14), (15, 17), (18, 20), (21, 25), (26, 55), (56, 60), (61, 65), (66, 70), (71, 116)]
 
 

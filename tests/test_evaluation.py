@@ -253,6 +253,39 @@ def test_bootstrap_with_nobody_known_is_that_of_pictures():
     assert evaluation.bootstrap(np.mean, values, groups=[None] * 50) == evaluation.bootstrap(np.mean, values)
 
 
+def answers(age, predicted, male, probability):
+    truth = {"path": [f"{i}.jpg" for i in range(len(age))], "age": age, "male": male, "identity": [None] * len(age)}
+    told = {"age": predicted, "age_low": predicted, "age_high": predicted, "male_probability": probability}
+    return evaluation.join(truth, told)
+
+
+def test_difference_of_two_networks_is_surer_than_either_figure():
+    random = np.random.default_rng(0)
+    age, male = random.integers(18, 66, 500), random.integers(0, 2, 500)
+    hard = random.normal(0, 8, 500)  # what is hard about a picture is so for both
+    one, other = (answers(age, age + hard + np.sign(hard) * worse, male, np.abs(male - wrong))
+                  for worse, wrong in ((0, np.arange(500) < 5), (1, np.arange(500) < 15)))
+    found = evaluation.difference(one, other)
+    assert found["years worse"] == pytest.approx(1) and found["years_interval"] == pytest.approx((1, 1))
+    assert found["points worse"] == pytest.approx(2)
+    low, high = found["points_interval"]
+    assert 0 < low < 2 < high < 4
+    whole = evaluation.report(other)["age"]["intervals"]["mae"]
+    assert whole[1] - whole[0] > 0.5  # of the figure itself
+    back = evaluation.difference(other, one)
+    assert back["years worse"] == -found["years worse"] and back["points worse"] == -found["points worse"]
+
+
+def test_difference_leaves_out_what_has_no_label_and_refuses_other_pictures():
+    one = answers([30, 90, NAN], [31, 50, 40], [1, 0, NAN], [0.9, 0.1, 0.2])
+    other = answers([30, 90, NAN], [33, 20, 60], [1, 0, NAN], [0.2, 0.1, 0.9])
+    found = evaluation.difference(one, other)
+    assert found["years worse"] == 2  # 90 is no age of the course
+    assert found["points worse"] == 50
+    with pytest.raises(ValueError, match="other pictures"):
+        evaluation.difference(one, other.iloc[::-1])
+
+
 def test_bootstrap_of_a_dict_and_of_nothing():
     result = evaluation.bootstrap(lambda x: {"mean": x.mean(), "none": NAN}, np.array([1.0, 3.0]))
     assert result["mean"] == (1, 3)

@@ -126,6 +126,11 @@ def test_every_file_answers_as_keras_does(form, precision, tiny, crops, tmp_path
     assert len(told) == 3 and told["age"].between(18, 65).all()
 
 
+def test_a_larger_network_takes_more_milliseconds(exact, tiny):
+    small, large = (network.milliseconds(times=10) for network in (runtimes.Keras(tiny), runtimes.Keras(exact.model)))
+    assert 0 < small < large < 10_000
+
+
 def test_what_can_not_be_written_is_refused(tiny, crops, tmp_path):
     with pytest.raises(ValueError, match="precision must be one of"):
         export.to_onnx(tiny, tmp_path / "net.onnx", "float16")

@@ -7,6 +7,7 @@ import pickle
 import sys
 import types
 from collections import OrderedDict
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -259,3 +260,16 @@ def test_kept_weights_of_another_network_or_none_are_refused(tmp_path):
     for name in ("none.npz", "cut.npz"):
         with pytest.raises(models.WeightsError, match=f"no weights can be read from .*{name}"):
             models.kept_weights(other, tmp_path / name)
+
+
+def test_kept_teachers_are_pairs_that_tell_all_ages():
+    root = Path(__file__).resolve().parent.parent / "data" / "weights"
+    pairs = models.kept_teachers(lambda name: root / f"{name}.npz")
+    assert [[network.input_shape for network in pair] for pair in pairs] == [[(None, 112, 112, 3)] * 2] * 2
+    picture = np.full((1, 112, 112, 3), 127, "float32")
+    for one, other in pairs:
+        said = [network.predict(picture, verbose=0)["age"] for network in (one, other)]
+        assert said[0].shape == (1, 117)
+        assert not np.allclose(*said)  # they learned from other people
+    with pytest.raises(models.WeightsError, match="no weights can be read from .*04_teacher_imagenet_0"):
+        models.kept_teachers(lambda name: root / "elsewhere" / f"{name}.npz")

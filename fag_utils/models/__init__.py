@@ -1,7 +1,7 @@
 """The networks of the course.
 
 `models.mobilefacenet` is the function; its module's other names are here as well, and those of `light`, `mobile`,
-`face_resnet`, `transfer`, `classic` and `attention`.
+`face_resnet`, `teachers`, `transfer`, `classic` and `attention`.
 """
 
 from fag_utils.models.attention import (
@@ -72,6 +72,7 @@ from fag_utils.models.mobilefacenet import (
     normalise,
     widen,
 )
+from fag_utils.models.teachers import TEACHERS, kept_teacher, kept_teachers
 from fag_utils.models.transfer import Cosine, blocks, face_recogniser_head, features, group_gender
 
 __all__ = [
@@ -90,6 +91,7 @@ __all__ = [
     "RESNETS",
     "SQUEEZENET",
     "TABLES",
+    "TEACHERS",
     "VGG16",
     "Cosine",
     "LocalResponseNormalization",
@@ -119,6 +121,8 @@ __all__ = [
     "group_gender",
     "imagenet_classifier",
     "keep_weights",
+    "kept_teacher",
+    "kept_teachers",
     "kept_weights",
     "layer_table",
     "load_vgg_face",
