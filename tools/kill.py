@@ -7,7 +7,8 @@ in a scratch folder. Each notebook runs once undisturbed; then again in another 
 processes at moments drawn from a seed over the time that the undisturbed run took, and started again each time,
 until it was killed often enough; the last start finishes. Compared are the cleaned table, every curve (rounding
 allowed, times not) and what is left behind: unfinished files and processes. It works in a copy of the project, for
-full runs write results and weights. A run that ends before its moment has come begins anew, with nothing done.
+full runs write results and weights. A run that ends before its moment has come is compared as well, and the next
+begins anew, with nothing done (`ends` counts the runs compared).
 """
 
 import argparse
@@ -126,36 +127,60 @@ def difference(one, other):
     return float(np.nan_to_num(np.abs(a - b) / np.maximum(1, np.abs(a))).max(initial=0.0))
 
 
+def undisturbed(notebook, copy, data, work, log):
+    """One run that nobody kills: -> seconds."""
+    began = time.monotonic()
+    wait(start(notebook, copy, data, work, log), None, work, log)
+    return time.monotonic() - began
+
+
+def disturbed(notebook, copy, data, plain, work, log, moments, kills):
+    """Kill at the next of the `moments` (an iterator of seconds) until it was done so often, then let it finish.
+
+    -> the moments at which it was killed, and of each run that came to its end what `compared` says
+    """
+    before = {path.relative_to(work) for path in work.glob("full/*")}
+    killed, ends = [], []
+    while True:
+        moment = next(moments) if len(killed) < kills else None
+        ended = wait(start(notebook, copy, data, work, log), moment, work, log)
+        if not ended:
+            killed.append(round(moment, 1))
+            print(f"{notebook.stem}: killed after {moment:.0f} s, {len(killed)} of {kills}", flush=True)
+            continue
+        time.sleep(2)
+        ends.append(compared(plain, work))
+        if moment is None or not ends[-1]["as_undisturbed"]:
+            return killed, ends
+        for path in work.glob("full/*"):  # it was faster, since much was done: begin anew
+            if path.relative_to(work) not in before:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def trial(number, copy, data, scratch, kills, seed):
     """Undisturbed, and killed: -> dict, a row of the result."""
     (notebook,) = (copy / "notebooks").glob(f"{number}_*.ipynb")
     draw = random.Random(f"{seed} {number}")
     plain, killed = scratch / "plain", scratch / "killed"
     with open(scratch / f"{number}.log", "w") as log:
-        began = time.monotonic()
-        wait(start(notebook, copy, data, plain, log), None, plain, log)
-        whole = time.monotonic() - began
-        before = {path.relative_to(killed) for path in killed.glob("full/*")}
-        moments, starts = [], 0
-        while len(moments) < kills:
-            moment = draw.uniform(0, whole)
-            starts += 1
-            if not wait(start(notebook, copy, data, killed, log), moment, killed, log):
-                moments.append(round(moment, 1))
-                continue
-            for path in killed.glob("full/*"):  # it was faster, since much was done: begin anew
-                if path.relative_to(killed) not in before:
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-        wait(start(notebook, copy, data, killed, log), None, killed, log)
-    time.sleep(2)
+        whole = undisturbed(notebook, copy, data, plain, log)
+        moments, ends = disturbed(
+            notebook, copy, data, plain, killed, log, iter(lambda: draw.uniform(0, whole), None), kills)
+    worst = {name: max(end[name] for end in ends) for name in ("largest_difference", "files_left", "processes_left")}
+    return {"notebook": number, "kills": len(moments), "ends": len(ends), "undisturbed_seconds": round(whole, 1),
+            "killed_after_seconds": " ".join(map(str, moments)), "compared": ends[-1]["compared"], **worst,
+            "as_undisturbed": all(end["as_undisturbed"] for end in ends)}
+
+
+def compared(plain, killed):
+    """What the two work folders hold, beside each other: -> dict, the last columns of a row."""
     expected, found = curves(plain), curves(killed)
     largest = max((difference(expected[name], found[name]) for name in expected), default=float("nan"))
     left = [path for pattern in LEFT for path in killed.glob(f"full/**/{pattern}")]
+    alive = len(processes(killed))
     same = expected.keys() == found.keys() and largest <= ROUNDING
-    return {"notebook": number, "kills": kills, "starts": starts + 1, "undisturbed_seconds": round(whole, 1),
-            "killed_after_seconds": " ".join(map(str, moments)), "compared": " ".join(expected),
-            "largest_difference": largest, "files_left": len(left), "processes_left": len(processes(killed)),
-            "as_undisturbed": bool(same and not left and not processes(killed))}
+    return {"compared": " ".join(expected), "largest_difference": largest, "files_left": len(left),
+            "processes_left": alive, "as_undisturbed": bool(same and not left and not alive)}
 
 
 def main():
@@ -173,11 +198,12 @@ def main():
     for name in ("notebooks", "fag_utils", "data/results", "data/weights"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", copy)
-    rows = pd.read_csv(RESULT, dtype={"notebook": str}) if RESULT.exists() else pd.DataFrame()
     for number in wish.notebooks:
         row = {"pictures": wish.pictures, "seed": wish.seed, "load": round(os.getloadavg()[0], 1),
                **trial(number, copy, data, scratch, wish.kills, wish.seed)}
         print(row, flush=True)
+        # Read now: another run of this program may have added its own.
+        rows = pd.read_csv(RESULT, dtype={"notebook": str}) if RESULT.exists() else pd.DataFrame()
         rows = pd.concat([rows, pd.DataFrame([row])], ignore_index=True)
         rows.drop_duplicates(["notebook", "pictures", "kills", "seed"], keep="last").to_csv(RESULT, index=False)
         if not row["as_undisturbed"]:
