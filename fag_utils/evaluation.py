@@ -506,7 +506,7 @@ def by(table, column, n=1000, seed=0):
         raise ValueError(f"the table has no column {column!r}, only {sorted(table.columns)}")
     rows = []
     for value, part in table.groupby(column, dropna=False, sort=True):
-        error = part["predicted_age"] - part["age"].where(labels.report_group(part["age"].fillna(-1)) >= 0)
+        error = _age_error(part)
         right = _gender_right(part)
         people = part["identity"] if "identity" in part else None
         mae = bootstrap(_mean_known, error.abs(), n=n, seed=seed, groups=people)
@@ -532,16 +532,13 @@ def difference(one, other, n=1000, seed=0):
     if list(one["path"]) != list(other["path"]):
         raise ValueError("the two tables hold other pictures, or in another order: a difference is taken row by row")
     one, other = one.reset_index(drop=True), other.reset_index(drop=True)
-    known = labels.report_group(one["age"].fillna(-1)) >= 0
     people = one["identity"] if "identity" in one else None
-
-    def error(table):
-        return (table["predicted_age"] - table["age"]).abs().where(known)
 
     def interval(values):
         return bootstrap(_mean_known, values, n=n, seed=seed, groups=people)
 
-    years, points = error(other) - error(one), 100 * (_gender_right(one) - _gender_right(other))
+    years = _age_error(other).abs() - _age_error(one).abs()
+    points = 100 * (_gender_right(one) - _gender_right(other))
     return {"years worse": _mean_known(years), "years_interval": interval(years),
             "points worse": _mean_known(points), "points_interval": interval(points)}
 
@@ -584,6 +581,11 @@ def worst(table, n=20, figure="age"):
     else:
         badness = (cases["male_probability"] - cases["male"]).abs().where(_gender_right(table) == 0)
     return cases.loc[badness.dropna().sort_values(ascending=False, kind="stable").index[:n]]
+
+
+def _age_error(table):
+    """Predicted minus labelled age in years, NaN without an answer or for a label that isn't 18..65."""
+    return table["predicted_age"] - table["age"].where(labels.report_group(table["age"].fillna(-1)) >= 0)
 
 
 def _gender_right(table):
