@@ -38,8 +38,9 @@ def load_predictor(name="mobilefacenet_075_62", runtime="keras", precision="int8
     threads : how many a prediction may use; None leaves it to the runtime (Keras: always)
     folder : where other files lie that `export` wrote, named NAME.PRECISION.ENDING
     masks : whether photographs are looked at for face masks: then `predict_photo` says who wears one, and where
-        there are weights named NAME_masked, these answer for them. None: with Keras yes, with another runtime no,
-        to spare the memory; on request litert has the files for it.
+        there are weights named NAME_masked, these answer for them, and else, for a network that sees whole faces,
+        the small network's. None: with Keras yes, with another runtime no, to spare the memory; on request litert
+        has the files for it.
 
     Raises ValueError for a name that `available_weights` doesn't list or a runtime that there is not,
     FileNotFoundError for a precision that there is no file of, runtimes.RuntimeMissing (an ImportError).
@@ -60,8 +61,10 @@ def load_predictor(name="mobilefacenet_075_62", runtime="keras", precision="int8
     if masks is None:
         masks = runtime == "keras" and (WEIGHTS / f"{MASK_DETECTOR}.keras").is_file()
     if masks:
-        other = f"{name}_masked"
-        covered = (lambda: Predictor(load(other), cards[other])) if other in cards else None
+        own, small = f"{name}_masked", "mobilefacenet_075_62_masked"
+        other = own if own in cards else small
+        answers = other in cards and other != name and "eyes" not in cards[name]
+        covered = (lambda: Predictor(load(other), cards[other])) if answers else None
         masks = Masks(lambda: load(MASK_DETECTOR), covered)
     model = network.model if runtime == "keras" else network
     return Predictor(model, cards[name], masks=masks or None)
@@ -315,7 +318,8 @@ class Predictor:
             return told
         covered = masked >= MASKED
         if covered.any() and self.masks.covered:
-            for head, answer in self.masks.covered._probabilities(crops[covered]).items():
+            seen = self.masks.covered.framed(crops[covered])  # in its own size
+            for head, answer in self.masks.covered._probabilities(seen).items():
                 told[head][covered] = answer
         return told | {"masked": masked}
 

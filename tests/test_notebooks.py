@@ -23,7 +23,8 @@ import sync  # noqa: E402
 
 CHAPTERS = ["00_start_here", "01_cleaning", "02_building_mobilefacenet", "03_gender_pretraining",
             "04_balanced_multitask_training", "05_covered_faces", "06_light_networks", "07_attention_ensemble",
-            "08_transfer_learning", "09_evaluation", "10_photo_demo", "11_on_a_phone", "A1_classroom_faces"]
+            "08_transfer_learning", "09_evaluation", "10_photo_demo", "11_on_a_phone", "A1_classroom_faces",
+            "A2_full_size"]
 # A path that is true on one machine only: a home, a temporary folder, where packages lie, a drive.
 MACHINE_PATH = re.compile(
     r"(?<![\w.:/])/(?:home|root|Users|tmp|work|content|opt|mnt|var|usr)/|\b[A-Z]:\\\\?\w|site-packages")

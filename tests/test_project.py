@@ -349,7 +349,8 @@ def test_full_run_skips_what_is_complete_and_goes_on_after_a_failure(small, tmp_
     data.mkdir()
     log = tmp_path / "log"
     names = {"01": "01_cleaning", "03": "03_pre", "04": "04_train", "05": "05_covered", "06": "06_light",
-             "07": "07_attention", "08": "08_transfer", "09": "09_evaluation", "11": "11_phone", "A1": "A1_faces"}
+             "07": "07_attention", "08": "08_transfer", "09": "09_evaluation", "11": "11_phone", "A1": "A1_faces",
+             "A2": "A2_large"}
     for step, name in names.items():
         write(small, name, f"import os\nassert scale == 'full' and os.environ['FAG_DATA'] == {str(data)!r}\n"
               f"open({str(log)!r}, 'a').write('{step} ')")
@@ -366,12 +367,12 @@ def test_full_run_skips_what_is_complete_and_goes_on_after_a_failure(small, tmp_
     broken = write(small, "04_train", f"open({str(log)!r}, 'a').write('04 ')")
     done, ran = full()
     assert done.returncode == 0, done.stderr
-    assert ran == ["04", "05", "06", "07", "08", "09", "11", "A1"], "01 and 03 were complete"
+    assert ran == ["04", "05", "06", "07", "08", "09", "11", "A1", "A2"], "01 and 03 were complete"
     executed = nbformat.read(small / "build" / "full" / broken.name, 4)
     assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
     assert full()[1] == []
     write(small, "03_pre", f"open({str(log)!r}, 'a').write('03 again ')")
-    assert full()[1] == ["03", "again", "04", "05", "08", "09", "11"], \
+    assert full()[1] == ["03", "again", "04", "05", "08", "09", "11", "A2"], \
         "what uses a changed notebook's results runs again"
 
 

@@ -36,9 +36,9 @@ def test_figure_was_made_from_these_results_and_weights():
 
 
 def test_every_public_model_is_in_the_table_with_its_fold():
-    title, _, ours, *others = cells(TEXT)
+    title, _, ours, large, *others = cells(TEXT)
     assert title == readme.TITLE
-    assert readme.NETWORK in ours[0]
+    assert readme.NETWORK in ours[0] and readme.LARGE in large[0]
     peers = readme.results("peers")["utkface_test"]["models"]
     assert len(others) == len(peers)
     assert {float(row[5]) for row in others} == {model["mae"] for model in peers}
