@@ -609,25 +609,26 @@ def _divided(functions, pictures, which):
 
 
 def _kept(answers, number, path):
-    """What `answers` yields, `number` dicts of arrays; written to a file with the last, and next time read there."""
+    """What `answers` yields, `number` dicts of arrays; written to a file with the last, and next time read there.
+
+    They are rounded as the file rounds them from the first: who is killed between the file and the checkpoint hears
+    them from the file the next time.
+    """
     if path.exists():
         with np.load(path) as stored:
             found = dict(stored)
         for each in zip(*found.values(), strict=True):
             yield {head: value.astype("float32") for head, value in zip(found, each, strict=True)}
         return
-    if not course.is_first():  # one process writes for all
-        yield from answers
-        return
     given = []
     for answer in answers:
         given.append({head: value.astype("float16") for head, value in answer.items()})
-        if len(given) == number:  # now: who trains will not ask for more than that
+        if len(given) == number and course.is_first():  # now: who trains will not ask for more; one writes for all
             unfinished = course.unfinished(path)
             with course.writing(path.parent), open(unfinished, "wb") as file:
                 np.savez(file, **{head: np.stack([each[head] for each in given]) for head in answer})
             unfinished.replace(path)
-        yield answer
+        yield {head: value.astype("float32") for head, value in given[-1].items()}
 
 
 def answering(network, engine="keras"):
