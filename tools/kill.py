@@ -134,15 +134,15 @@ def undisturbed(notebook, copy, data, work, log):
     return time.monotonic() - began
 
 
-def disturbed(notebook, copy, data, plain, work, log, moments, kills):
-    """Kill at the next of the `moments` (an iterator of seconds) until it was done so often, then let it finish.
+def disturbed(notebook, copy, data, plain, work, log, draw, whole, kills):
+    """Kill after up to `whole` seconds, drawn anew each time, until it was done so often, then let it finish.
 
     -> the moments at which it was killed, and of each run that came to its end what `compared` says
     """
     before = {path.relative_to(work) for path in work.glob("full/*")}
     killed, ends = [], []
     while True:
-        moment = next(moments) if len(killed) < kills else None
+        moment = draw.uniform(0, whole) if len(killed) < kills else None
         ended = wait(start(notebook, copy, data, work, log), moment, work, log)
         if not ended:
             killed.append(round(moment, 1))
@@ -164,8 +164,7 @@ def trial(number, copy, data, scratch, kills, seed):
     plain, killed = scratch / "plain", scratch / "killed"
     with open(scratch / f"{number}.log", "w") as log:
         whole = undisturbed(notebook, copy, data, plain, log)
-        moments, ends = disturbed(
-            notebook, copy, data, plain, killed, log, iter(lambda: draw.uniform(0, whole), None), kills)
+        moments, ends = disturbed(notebook, copy, data, plain, killed, log, draw, whole, kills)
     worst = {name: max(end[name] for end in ends) for name in ("largest_difference", "files_left", "processes_left")}
     return {"notebook": number, "kills": len(moments), "ends": len(ends), "undisturbed_seconds": round(whole, 1),
             "killed_after_seconds": " ".join(map(str, moments)), "compared": ends[-1]["compared"], **worst,
