@@ -61,10 +61,9 @@ def load_predictor(name="mobilefacenet_075_62", runtime="keras", precision="int8
     if masks is None:
         masks = runtime == "keras" and (WEIGHTS / f"{MASK_DETECTOR}.keras").is_file()
     if masks:
-        own, small = f"{name}_masked", "mobilefacenet_075_62_masked"
-        other = own if own in cards else small
-        answers = other in cards and other != name and "eyes" not in cards[name]
-        covered = (lambda: Predictor(load(other), cards[other])) if answers else None
+        others = [] if "eyes" in cards[name] else [f"{name}_masked", "mobilefacenet_075_62_masked"]
+        other = next((other for other in others if other in cards and other != name), None)
+        covered = (lambda: Predictor(load(other), cards[other])) if other else None
         masks = Masks(lambda: load(MASK_DETECTOR), covered)
     model = network.model if runtime == "keras" else network
     return Predictor(model, cards[name], masks=masks or None)

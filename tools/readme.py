@@ -46,7 +46,9 @@ def section():
     report = test or results("09_utkface_validation")
     others = peers["utkface_test"]
     ours = "test" if test else "**validation**"
-    rows = [our_row(NETWORK, ours, report["gender"]["accuracy"], **report["age"]), *full_size_row(),
+    large = results("A2_full_size")
+    rows = [our_row(NETWORK, ours, report["gender"]["accuracy"], report["age"]),
+            our_row(LARGE, "**validation**", large["gender_accuracy"], large),
             *(peer_row(model, "test") for model in sorted(others["models"], key=by_mae))]
     table = "\n".join([line(TITLE), line(["---"] + ["--:"] * 6 + ["---"]), *map(line, rows)])
     folds = (f"The folds hold UTKFace's people aged 18 to 65: {others['pictures']:,} in the test fold, "
@@ -67,17 +69,12 @@ def by_mae(model):
     return model["mae"]
 
 
-def our_row(name, where, gender_accuracy, mae, mae_of_groups, **_):
+def our_row(name, where, gender_accuracy, age):
     card = json.loads((WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))
     size = (WEIGHTS / f"{name}.keras").stat().st_size
     return [f"**this course**, `{name}`", f"{card['parameters'] / 1e3:,.0f}", f"{size / 1e3:,.0f}",
-            f"{2 * card['multiply_adds'] / 1e6:,.0f}", f"{100 * gender_accuracy:.1f}", f"{mae:.2f}",
-            f"{mae_of_groups:.2f}", where]
-
-
-def full_size_row():
-    """The large network's row in a list: notebook A2 measures it on the validation fold."""
-    return [our_row(LARGE, "**validation**", **results("A2_full_size"))]
+            f"{2 * card['multiply_adds'] / 1e6:,.0f}", f"{100 * gender_accuracy:.1f}",
+            f"{age['mae']:.2f}", f"{age['mae_of_groups']:.2f}", where]
 
 
 def peer_row(model, where):
@@ -90,7 +87,7 @@ def peer_row(model, where):
 def ours_in_words(report):
     mae, right = report["age"]["intervals"]["mae"], report["gender"]["intervals"]["accuracy"]
     interval = report["interval_80"]
-    return (f"95 % intervals of this course's network: MAE {mae[0]:.2f} to {mae[1]:.2f} years, gender right "
+    return (f"95 % intervals of `{NETWORK}`: MAE {mae[0]:.2f} to {mae[1]:.2f} years, gender right "
             f"{right[0]:.1%} to {right[1]:.1%}. Its stated 80 % interval for the age holds the labelled age of "
             f"{interval['coverage']:.0%}, and is {interval['width']:.0f} years wide on average.")
 
