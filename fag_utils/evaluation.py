@@ -626,6 +626,20 @@ def report(truth, predictions=None, n=1000, seed=0):
     })
 
 
+def summary(report, intervals=False):
+    """The four figures of a `report` by which networks are compared, as model cards and their tables hold them.
+
+    -> dict: mae, mae_of_groups (years), gender_accuracy, coverage_80 (fractions); with `intervals` also mae_interval
+    and gender_interval, each [low, high] at 95 %.
+    """
+    age, gender = report["age"], report["gender"]
+    figures = {"mae": age["mae"], "mae_of_groups": age["mae_of_groups"], "gender_accuracy": gender["accuracy"],
+               "coverage_80": report["interval_80"]["coverage"]}
+    if intervals:
+        figures |= {"mae_interval": age["intervals"]["mae"], "gender_interval": gender["intervals"]["accuracy"]}
+    return figures
+
+
 def _flat_gender(male, probability):
     figures = gender_report(male, probability)
     flat = {f"{name}_{key}": figures[name][key]

@@ -309,6 +309,21 @@ def test_report_is_json_and_complete():
     assert [row["male"] for row in report["by_gender"]] == [0, 1]
 
 
+def test_the_summary_of_a_report_is_what_can_be_counted_by_hand():
+    truth = pd.DataFrame({"age": [20.0, 30.0, 31.0, NAN], "male": [1.0, 0.0, 1.0, 0.0]})
+    answers = pd.DataFrame({"age": [22.0, 30.0, 35.0, 40.0], "age_low": [19.0, 29.0, 34.0, 38.0],
+                            "age_high": [25.0, 31.0, 36.0, 42.0], "male_probability": [0.9, 0.2, 0.3, 0.1]})
+    report = evaluation.report(truth, answers, n=30)
+    assert evaluation.summary(report) == pytest.approx(
+        {"mae": (2 + 0 + 4) / 3, "mae_of_groups": (2 + (0 + 4) / 2) / 2, "gender_accuracy": 3 / 4,
+         "coverage_80": 2 / 3})
+    whole = evaluation.summary(report, intervals=True)
+    assert set(whole) - set(evaluation.summary(report)) == {"mae_interval", "gender_interval"}
+    for figure, interval in (("mae", "mae_interval"), ("gender_accuracy", "gender_interval")):
+        low, high = whole[interval]
+        assert low <= whole[figure] <= high and low < high
+
+
 def test_report_without_any_age_label():
     truth, answers = random_people(30)
     report = evaluation.report(truth[["male"]], answers, n=10)

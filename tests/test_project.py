@@ -367,13 +367,15 @@ def test_full_run_skips_what_is_complete_and_goes_on_after_a_failure(small, tmp_
     broken = write(small, "04_train", f"open({str(log)!r}, 'a').write('04 ')")
     done, ran = full()
     assert done.returncode == 0, done.stderr
-    assert ran == ["04", "05", "06", "07", "08", "09", "11", "A1", "A2"], "01 and 03 were complete"
+    assert ran == ["04", "05", "06", "07", "A2", "08", "09", "11", "A1"], "01 and 03 were complete"
     executed = nbformat.read(small / "build" / "full" / broken.name, 4)
     assert all(cell.execution_count for cell in executed.cells if cell.cell_type == "code")
     assert full()[1] == []
     write(small, "03_pre", f"open({str(log)!r}, 'a').write('03 again ')")
-    assert full()[1] == ["03", "again", "04", "05", "08", "09", "11", "A2"], \
+    assert full()[1] == ["03", "again", "04", "05", "A2", "08", "09", "11"], \
         "what uses a changed notebook's results runs again"
+    write(small, "A2_large", f"open({str(log)!r}, 'a').write('A2 again ')")
+    assert full()[1] == ["A2", "again", "08"], "chapter 08 starts from the network that A2 ships"
 
 
 def test_full_run_without_data_says_what_to_do():

@@ -332,6 +332,22 @@ def test_a_teacher_has_its_share_and_all_of_what_has_no_label():
     assert sure["age"].tolist() == [1, 1]
 
 
+def test_the_recipes_of_the_shipped_networks_differ_from_ours_where_they_say():
+    """One thing halved, then shown plainly: what chapter 04's ablation compares stays comparable."""
+    def differing(one, other):
+        return {name for name, value in one._asdict().items() if value != getattr(other, name)}
+
+    half, ours = training.HALF_AS_VARIED, training.OURS
+    assert differing(half, ours) == {"name", "augmentation"}
+    assert differing(half.augmentation, ours.augmentation) == {"turn", "scale", "shift"}
+    for name in ("turn", "scale", "shift"):
+        assert getattr(half.augmentation, name) == getattr(ours.augmentation, name) / 2
+    assert differing(training.SETTLING, half) == {"name", "augmentation", "learning_rate", "blended"}
+    assert training.SETTLING.learning_rate == pytest.approx(ours.learning_rate / 5)
+    for name, value in training.SETTLING.augmentation._asdict().items():
+        assert value <= getattr(half.augmentation, name), f"{name} is varied more where faces are shown nearly plain"
+
+
 def test_the_teacher_of_a_covered_face_sees_it_bare(tmp_path):
     """Turned and lit as the pupil sees it, but without the mask, and whole where the pupil sees the eyes."""
     drawn, _ = classroom.sample(6, seed=3, size=97)
