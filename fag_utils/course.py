@@ -10,6 +10,7 @@ import platform
 import random
 import re
 import sys
+import textwrap
 import uuid
 import warnings
 from importlib import metadata
@@ -66,6 +67,18 @@ class Run:
 
         return "fast" if self.full and fast.available() else "keras"
 
+    def cleaned(self, name):
+        """The cleaned table of a set in the data folder (see `cleaning.clean`): done once, read by all notebooks.
+
+        Raises FileNotFoundError where the set isn't there.
+        """
+        from fag_utils import cleaning, datasets
+
+        folder = datasets.find(self.data)[name]
+        if folder is None:
+            raise FileNotFoundError(f"{name} isn't in {self.data}: data/README.md says where to get it")
+        return cleaning.clean(datasets.read(name, folder), self.work / "cleaning", progress=False)
+
     def save(self, name, figures):
         """Write a dict or DataFrame to data/results/NAME.json or .csv; full scale only.
 
@@ -91,6 +104,11 @@ class Run:
     def published(self, name):
         """The figures a full run wrote under this name (dict or DataFrame), or None."""
         return published(name)
+
+    def shown(self, name, figures):
+        """What a reader is to see: the figures that a full run wrote under this name, or else this run's."""
+        found = published(name)
+        return figures if found is None else found
 
 
 def begin(scale="classroom"):
@@ -229,7 +247,7 @@ def show_source(*things):
     from IPython.display import Markdown, display
 
     for thing in things:
-        display(Markdown(f"```python\n{inspect.getsource(thing)}```"))
+        display(Markdown(f"```python\n{textwrap.dedent(inspect.getsource(thing))}```"))
 
 
 def _repository():

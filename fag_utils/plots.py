@@ -350,6 +350,21 @@ def _of(table, half):
 # Training ---------------------------------------------------------------------------------------------
 
 
+def watched(run):
+    """How a notebook trains, as keyword arguments for the functions of `training`: with the engine of its Run (see
+    `course.begin`); at full scale also with a bar, and `training_curves` below the cell that grow by each epoch.
+
+    -> dict: engine, progress, on_epoch
+    """
+    if not run.full:
+        return {"engine": run.engine, "progress": False, "on_epoch": None}
+    from IPython.display import display
+
+    handle = display(display_id=True)
+    return {"engine": run.engine, "progress": True,
+            "on_epoch": lambda history: handle.update(training_curves(history))}
+
+
 @_styled
 def training_curves(history, figure=None, title=None):
     """Loss, error of the age and accuracy of the gender, epoch by epoch: as many panels as there are figures.

@@ -37,6 +37,20 @@ def random_people(n=300):
         "male_probability": np.clip(male + random.normal(0, 0.3, n), 0, 1)})
 
 
+def test_a_full_run_watches_its_training_and_a_lesson_does_not():
+    from types import SimpleNamespace
+    from unittest import mock
+
+    assert plots.watched(SimpleNamespace(full=False, engine="keras")) == {
+        "engine": "keras", "progress": False, "on_epoch": None}
+    with mock.patch("IPython.display.display") as display:
+        settings = plots.watched(SimpleNamespace(full=True, engine="fast"))
+    assert settings["engine"] == "fast" and settings["progress"]
+    settings["on_epoch"]([{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.0}])
+    ((figure,), _) = display.return_value.update.call_args
+    assert list(figure.axes[0].lines[0].get_ydata()) == [3, 2]
+
+
 def test_gallery_takes_any_size_colour_or_grey():
     pictures = [np.zeros((40, 30, 3), "uint8"), np.zeros((20, 60), "uint8"), np.zeros((8, 8, 3), "uint8")]
     figure = plots.gallery(pictures, ["one", "two\nlines", "three"], columns=2, title="Faces")

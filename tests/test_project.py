@@ -11,6 +11,7 @@ import tarfile
 import zipfile
 from importlib import metadata
 from pathlib import Path
+from unittest import mock
 
 import nbformat
 import pytest
@@ -256,6 +257,31 @@ def test_a_notebook_begins_in_silence(tmp_path):
     program = "from fag_utils import course; print(course.begin().scale)"
     done = run(sys.executable, "-c", program, FAG_WORK=str(tmp_path))
     assert (done.stdout, done.stderr) == ("classroom\n", "")
+
+
+def test_a_run_reads_a_cleaned_set_and_says_where_a_missing_one_comes_from(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAG_WORK", str(tmp_path / "work"))
+    monkeypatch.setenv("FAG_DATA", str(tmp_path / "nothing"))
+    table = course.Run("classroom").cleaned("utkface")
+    assert table["crop"].notna().any() and (tmp_path / "work" / "classroom" / "cleaning").is_dir()
+    with pytest.raises(FileNotFoundError, match=r"celeba isn't in .*nothing: data/README.md"):
+        course.Run("full").cleaned("celeba")
+
+
+def test_what_is_shown_is_the_full_run_where_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAG_WORK", str(tmp_path))
+    run = course.Run("classroom")
+    assert run.shown("A2_full_size", {"mae": -1})["mae"] > 0
+    assert run.shown("never measured", {"mae": -1}) == {"mae": -1}
+
+
+def test_a_method_is_shown_without_the_indent_of_its_class():
+    from fag_utils import training
+
+    with mock.patch("IPython.display.display") as shown:
+        course.show_source(training.Teacher.taught)
+    ((text,), _) = shown.call_args
+    assert text.data.startswith("```python\ndef taught(") and text.data.endswith("\n```")
 
 
 def test_badge_needs_an_address_that_colab_can_open(monkeypatch):

@@ -20,6 +20,8 @@ from nbconvert import HTMLExporter
 OUT = book.ROOT / "build" / "course"
 
 PAGE = Template((book.ROOT / "tools" / "index.html").read_text(encoding="utf-8"))
+# Source that a notebook shows is Markdown, for which the template forgets the font of code.
+FONT = "<style>.jp-RenderedMarkdown pre, .jp-RenderedMarkdown pre * {font-family: var(--jp-code-font-family)}</style>"
 BAR = '<nav style="font: 15px system-ui, sans-serif; padding: .7rem 1.2rem; background: #1f2933">{}</nav>'
 LINK = '<a style="color: #cfe3ff; margin-right: 1.5rem" href="{}">{}</a>'
 
@@ -74,7 +76,7 @@ def write_page(chapter, before, after):
     links += [LINK.format(f"{other['name']}.html", f"{arrow} {html.escape(book.title(other['notebook']))}")
               for other, arrow in ((before, "←"), (after, "→")) if other]
     body = re.sub(r"<title>.*?</title>", lambda _: f"<title>{title}</title>", body, count=1)
-    body = re.sub(r"<body[^>]*>", lambda tag: tag[0] + BAR.format("".join(links)), body, count=1)
+    body = re.sub(r"<body[^>]*>", lambda tag: tag[0] + FONT + BAR.format("".join(links)), body, count=1)
     (OUT / f"{chapter['name']}.html").write_text(body, encoding="utf-8")
 
 
