@@ -20,7 +20,6 @@ REPORT_GROUPS = [(18, 25), (26, 35), (36, 45), (46, 55), (56, 65)]
 ADIENCE_GROUPS = [(0, 2), (4, 6), (8, 13), (15, 20), (25, 32), (38, 43), (48, 53), (60, 100)]
 
 FEMALE, MALE = 0, 1
-GENDERS = ["female", "male"]
 
 
 def age_to_class(age):
@@ -31,12 +30,9 @@ def age_to_class(age):
     return (np.floor(age) - MIN_AGE).astype("int64")
 
 
-def class_to_age(age_class):
-    """Age in years of a class 0..47. Scalar or array; ValueError outside 0..47."""
-    age_class = np.asarray(age_class)
-    if age_class.size and not np.all((age_class >= 0) & (age_class < N_AGES)):
-        raise ValueError(f"age classes must lie in 0..{N_AGES - 1}")
-    return age_class.astype("int64") + MIN_AGE
+def gender_in_words(male_probability):
+    """("man" or "woman", how sure the network is of that: 0.5..1)."""
+    return ("man", male_probability) if male_probability >= 0.5 else ("woman", 1 - male_probability)
 
 
 def _group(age, groups):

@@ -9,6 +9,7 @@ import functools
 
 import numpy as np
 import pandas as pd
+from cycler import cycler
 
 from . import labels
 
@@ -24,6 +25,7 @@ STYLE = {
     "axes.titlesize": 12,
     "axes.titlelocation": "left",
     "axes.labelsize": 11,
+    "axes.prop_cycle": cycler(color=COLOURS),
     "axes.edgecolor": DARK,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -44,13 +46,11 @@ def _styled(draw):
 
     @functools.wraps(draw)
     def styled(*args, **kwargs):
-        from cycler import cycler
         from matplotlib import rcParams
 
-        style = {**STYLE, "axes.prop_cycle": cycler(color=COLOURS)}
         # Not rc_context: a backend that wakes up while we draw (Jupyter's does) would be put to sleep again.
-        before = {key: rcParams[key] for key in style}
-        rcParams.update(style)
+        before = {key: rcParams[key] for key in STYLE}
+        rcParams.update(STYLE)
         try:
             return draw(*args, **kwargs)
         finally:
@@ -192,10 +192,9 @@ def _box(x, y, width, height, colour):
 def _caption(number, person):
     if np.isnan(person.get("age", np.nan)):
         return str(number)
-    men = person["male_probability"]
-    spread = (person["age_high"] - person["age_low"]) / 2
-    gender, sure = ("man", men) if men >= 0.5 else ("woman", 1 - men)
-    return f"{number}: {person['age']:.0f} ± {spread:.0f}, {gender} {100 * sure:.0f} %"
+    gender, sure = labels.gender_in_words(person["male_probability"])
+    interval = f"{person['age_low']:.0f} to {person['age_high']:.0f}"
+    return f"{number}: {person['age']:.0f} ({interval}), {gender} {100 * sure:.0f} %"
 
 
 @_styled
@@ -264,7 +263,7 @@ def histogram_with_threshold(
     ax = _axes(ax)
     low, high = min(values.min(), threshold) / 1.1, max(values.max(), threshold) * 1.1
     edges = np.unique(np.append(np.geomspace(low, high, bins), threshold))
-    for part, colour, words in [(values < threshold, RED, "removed"), (values >= threshold, BLUE, "kept")]:
+    for part, colour, words in [(values < threshold, RED, "below"), (values >= threshold, BLUE, "not below")]:
         ax.hist(values[part], edges, color=colour, label=f"{words}: {part.sum():,}")
     ax.axvline(threshold, color=DARK, linestyle="--", label=f"threshold {threshold:g}")
     ax.set(xscale="log", xlabel=f"{name}, log scale", ylabel="pictures")
@@ -446,7 +445,11 @@ def mae_by_age(curves, published=None, ax=None):
 
 @_styled
 def confusion(matrix, names, ax=None, what="age group (years)", title="percent of each row"):
-    """True groups in rows, predicted ones in columns, in percent of each row; n counts its pictures."""
+    """True groups in rows, predicted ones in columns, in percent of each row; n counts its pictures. -> Axes
+
+    matrix : (k, k) numbers of pictures, row the true group, column the predicted one (`evaluation.group_accuracy`'s
+        confusion); names : of the k groups; what, title : for the axes, and above them
+    """
     matrix = np.asarray(matrix, dtype="float64")
     total = matrix.sum(axis=1)
     share = 100 * matrix / np.maximum(total, 1)[:, None]
@@ -675,27 +678,27 @@ def learning_curves(table, figures=("mae", "gender"),
 
 @_styled
 def speed(table):
-    """Error against time, a dot a model; its area is the size of its file.
+    """How long each model takes, a bar each, the fastest on top, and how far it is off in age beside its name.
 
-    table : DataFrame with model, network_ms, network_p10, network_p90 (milliseconds a picture), mae (years), file_kb
+    table : DataFrame with model, network_ms, network_p10, network_p90 (milliseconds a picture) and mae (years, may be
+        missing); models with a name in its column peer, where there is one, have another colour
     -> Figure
     """
     import matplotlib.pyplot as plt
 
-    table = table.dropna(subset=["mae", "network_ms"]).sort_values("network_ms")
-    figure, ax = plt.subplots(figsize=(9, 4.5))
+    table = table.dropna(subset=["network_ms"]).sort_values("network_ms", kind="stable")
+    figure, ax = plt.subplots(figsize=(9, 1.2 + 0.32 * len(table)), layout="constrained")
     own = table["peer"].isna() if "peer" in table else np.ones(len(table), bool)
-    spread = np.abs(table[["network_p10", "network_p90"]].to_numpy() - table[["network_ms"]].to_numpy()).T
-    ax.errorbar(table["network_ms"], table["mae"], xerr=spread, fmt="none", color=GREY, linewidth=1, zorder=2)
-    ax.scatter(table["network_ms"], table["mae"], s=table["file_kb"] / 12, alpha=0.7, zorder=3,
-               color=np.where(own, BLUE, ORANGE))
-    for number, (name, x, y) in enumerate(table[["model", "network_ms", "mae"]].to_numpy(), start=1):
-        ax.annotate(str(number), (x, y), xytext=(0, 12 + 11 * (number % 3)), textcoords="offset points", ha="center",
-                    fontsize=9, arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.6})
-        ax.plot([], [], " ", label=f"{number}  {name}")
-    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), handlelength=0, frameon=False)
-    ax.set_xscale("log")
-    ax.margins(0.15, 0.3)
-    ax.set(xlabel="one picture, one thread (milliseconds, logarithmic)", ylabel="mean absolute error (years)")
-    figure.tight_layout()
+    place, least = np.arange(len(table)), table["network_p10"].min() / 2  # bars on a logarithmic axis begin somewhere
+    ax.barh(place, table["network_ms"] - least, left=least, height=0.65, color=np.where(own, BLUE, ORANGE))
+    ax.hlines(place, table["network_p10"], table["network_p90"], color=DARK, linewidth=1.5)
+    for row, (time, high) in enumerate(table[["network_ms", "network_p90"]].to_numpy()):
+        ax.annotate(f"{time:.3g} ms", (max(time, high), row), xytext=(6, 0), textcoords="offset points", va="center",
+                    fontsize=10)
+    ax.set_yticks(place, [name if np.isnan(mae) else f"{name}  ({mae:.2f} years)"
+                          for name, mae in table[["model", "mae"]].to_numpy()])
+    ax.set(xscale="log", ylim=(len(table) - 0.4, -0.6), xlim=(least, 2.5 * table["network_p90"].max()),
+           xlabel="one picture, one thread (milliseconds, logarithmic)", title="in brackets: mean error of the age")
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.grid(axis="y", visible=False)
     return figure

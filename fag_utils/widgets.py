@@ -233,7 +233,7 @@ class PhotoDemo:
         columns += (["mask"] if masked else []) + ["face score", "remark"]
         rows = []
         for number, person in enumerate(people.to_dict("records"), 1):
-            gender, sure = gender_in_words(person["male_probability"])
+            gender, sure = labels.gender_in_words(person["male_probability"])
             cells = [str(number), f"{person['age']:.0f}", f"{person['age_low']:.0f} to {person['age_high']:.0f}",
                      gender, f"{sure:.0%}"]
             if masked:
@@ -347,7 +347,7 @@ class MaskDemo:
         """Send the face and the table to the page."""
         rows = []
         for answer in self.table().to_dict("records"):
-            gender, sure = gender_in_words(answer["male_probability"])
+            gender, sure = labels.gender_in_words(answer["male_probability"])
             rows.append([answer["network"], answer["face"], f"{answer['age']:.1f}",
                          f"{answer['age_low']:.0f} to {answer['age_high']:.0f}", f"{gender}, {sure:.0%}"])
         right, down = self._place
@@ -425,7 +425,7 @@ def annotated(picture, people, side=None):
         right, bottom = left + person["width"] * scale, top + person["height"] * scale
         colour = plots.MEN if person["male_probability"] >= 0.5 else plots.WOMEN
         draw.rectangle((left, top, max(right, left + 1), max(bottom, top + 1)), outline=colour, width=line)
-        gender, _ = gender_in_words(person["male_probability"])
+        gender, _ = labels.gender_in_words(person["male_probability"])
         text = f"{number}: {gender} {person['age']:.0f} ({person['age_low']:.0f} to {person['age_high']:.0f})"
         if draw.textlength(text, font) > 2.2 * (right - left):  # it would cover the neighbours
             text = str(number)
@@ -438,13 +438,8 @@ def annotated(picture, people, side=None):
     return image
 
 
-def gender_in_words(male_probability):
-    """("man" or "woman", how sure the network is of that: 0.5..1)."""
-    return ("man", male_probability) if male_probability >= 0.5 else ("woman", 1 - male_probability)
-
-
 def person_in_words(person):
-    gender, sure = gender_in_words(person["male_probability"])
+    gender, sure = labels.gender_in_words(person["male_probability"])
     return f"{person['age']:.1f} years, {gender} ({sure:.1%})"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fag_utils import evaluation, labels, plots
+from fag_utils import evaluation, plots
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ def test_counts_by_reason_shows_counts_and_shares():
 def test_histogram_splits_exactly_at_the_threshold():
     ax = plots.histogram_with_threshold([1, 5, 9.99, 10, 10.01, 50, np.nan, 0], 10)
     words = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert {"removed: 3", "kept: 3"} <= set(words)
+    assert {"below: 3", "not below: 3"} <= set(words)
     assert ax.get_xscale() == "log" and "Laplacian" in ax.get_xlabel()
     assert sum(bar.get_height() for bar in ax.patches) == 6
     with pytest.raises(ValueError, match="positive"):
@@ -168,7 +168,7 @@ def test_predictions_says_age_interval_and_gender_of_each_face():
         "x": [10, 60], "y": [2, 40], "width": [20, 20], "height": [20, 20],
         "age": [33.4, 50], "age_low": [28, 40], "age_high": [40, 60], "male_probability": [0.02, 0.9]})
     ax = plots.predictions(np.zeros((100, 100, 3), "uint8"), people)
-    assert texts(ax) == ["1: 33 ± 6, woman 98 %", "2: 50 ± 10, man 90 %"]
+    assert texts(ax) == ["1: 33 (28 to 40), woman 98 %", "2: 50 (40 to 60), man 90 %"]
     assert [patch.get_xy() for patch in ax.patches] == [(10, 2), (60, 40)]
     ax = plots.predictions(np.zeros((50, 100, 3), "uint8"), people[["x", "y", "width", "height"]])
     assert texts(ax) == ["1", "2"]
@@ -199,7 +199,10 @@ def test_one_style_and_colours_for_everybody():
     ax = plots.age_distribution(np.full(48, 1 / 48))
     assert not ax.spines["top"].get_visible()
     assert len(set(plots.COLOURS)) == len(plots.COLOURS)
-    assert labels.GENDERS == ["female", "male"] and plots.MEN != plots.WOMEN
+    assert plots.MEN != plots.WOMEN
+    with plt.rc_context(plots.STYLE):  # what a notebook does once, for the figures that it draws itself
+        first, second = (plt.plot([0, 1])[0].get_color() for _ in range(2))
+    assert [first, second] == plots.COLOURS[:2]
 
 
 def test_a_backend_that_wakes_up_while_we_draw_stays_awake():
@@ -207,6 +210,21 @@ def test_a_backend_that_wakes_up_while_we_draw_stays_awake():
     plots._styled(plt.ion)()
     assert plt.isinteractive()
     plt.ioff()
+
+
+def test_speed_has_a_bar_a_model_the_fastest_first_with_its_error():
+    table = pd.DataFrame({
+        "model": ["slow", "fast", "unmeasured"], "peer": ["another", None, None], "network_ms": [20.0, 0.5, np.nan],
+        "network_p10": [18.0, 0.4, np.nan], "network_p90": [30.0, 0.6, np.nan], "mae": [5.354, np.nan, 4.5]})
+    figure = plots.speed(table)
+    (ax,) = figure.axes
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["fast", "slow  (5.35 years)"]
+    assert [bar.get_x() + bar.get_width() for bar in ax.patches] == pytest.approx([0.5, 20])
+    assert texts(ax) == ["0.5 ms", "20 ms"]
+    assert ax.patches[0].get_facecolor() != ax.patches[1].get_facecolor()  # ours and another's
+    (spread,) = ax.collections
+    np.testing.assert_allclose([ends[:, 0] for ends in spread.get_segments()], [[0.4, 0.6], [18, 30]])
+    assert "millisecond" in ax.get_xlabel() and ax.get_ylim()[0] > ax.get_ylim()[1]
 
 
 def test_ablation_shows_every_seed_and_the_first_variants_mean():

