@@ -179,6 +179,8 @@ def age_table(reports):
 def mae_by_age(age, predicted, n=1000, seed=0, level=0.95):
     """The mean absolute error at every age 18..65, with a bootstrap interval of the pictures of that age.
 
+    age, predicted : (n,) years, NaN where unknown; n, seed, level : of the interval, as in `bootstrap`
+
     Returns a DataFrame of 48 rows: age, count, mae, low, high. An age without pictures has NaN; with a
     single one there is an error but no interval.
     """
@@ -236,6 +238,8 @@ def group_report(truth, called, groups=None):
     truth, called : (n,) index of the group, 0, 1, ...; a truth of -1 (none) is left out
     groups : as there
     -> dict: exact, one_off (fractions), count, groups (names), confusion.
+
+    Raises ValueError where the two are of different length, or a group is not one of `groups`.
     """
     groups = labels.ADIENCE_GROUPS if groups is None else list(groups)
     truth, called = np.asarray(truth), np.asarray(called)
@@ -268,7 +272,7 @@ def coverage(age, age_low, age_high):
     """How often the stated interval holds the true age, over the labels 18..65; 80 % ones should in 0.80.
 
     Returns a dict: coverage (fraction), width (mean, years), count and `groups`, the same in each of the
-    five reporting groups.
+    five reporting groups. Raises ValueError where the three differ in length, or a lower end is above the upper one.
     """
     age, low, high = (np.asarray(values, dtype="float64") for values in (age, age_low, age_high))
     if not len(age) == len(low) == len(high):
@@ -477,6 +481,9 @@ def join(truth, predictions):
     """One table: the columns of the truth, and predicted_age, age_low, age_high, male_probability.
 
     The two are put side by side in their order, so they must have as many rows; the truth's index is kept.
+
+    Raises ValueError where they have not, where a column is missing (`age` or `male` in the truth, one of PREDICTED
+    in the predictions) or holds something else than numbers.
     """
     truth, predictions = pd.DataFrame(truth), pd.DataFrame(predictions)
     if len(truth) != len(predictions):
@@ -498,9 +505,11 @@ def join(truth, predictions):
 def by(table, column, n=1000, seed=0):
     """The figures of each value of a column (`race`, `male`, `region`, ...), with 95 % intervals.
 
-    `table` is what `join` gives. Returns a DataFrame: the column, pictures, mae, mae_low, mae_high, bias
-    (years, over labels 18..65), accuracy, accuracy_low, accuracy_high (of gender). Rows where the column is
-    missing stand as "not known".
+    `table` is what `join` gives; n, seed : of the intervals, as in `bootstrap`. Returns a DataFrame: the column,
+    pictures, mean_age (labelled, years), mae, mae_low, mae_high, bias (years; these five over the answered labels
+    18..65), accuracy, accuracy_low, accuracy_high (of gender). Rows where the column is missing stand as "not known".
+
+    Raises ValueError where the table has no such column.
     """
     if column not in table:
         raise ValueError(f"the table has no column {column!r}, only {sorted(table.columns)}")
@@ -513,6 +522,7 @@ def by(table, column, n=1000, seed=0):
         accuracy = bootstrap(_mean_known, right, n=n, seed=seed, groups=people)
         rows.append({
             column: "not known" if pd.isna(value) else value, "pictures": len(part),
+            "mean_age": _mean_known(part["age"].where(error.notna())),
             "mae": _mean_known(error.abs()), "mae_low": mae[0], "mae_high": mae[1],
             "bias": _mean_known(error),
             "accuracy": _mean_known(right), "accuracy_low": accuracy[0], "accuracy_high": accuracy[1],
@@ -570,7 +580,7 @@ def worst(table, n=20, figure="age"):
 
     figure "age": the largest |predicted - age|; "gender": the wrong answers the network was surest of.
     Numbers only, so that it can be shown for sets whose pictures can't: age, predicted_age, error (years),
-    male, male_probability.
+    male, male_probability. Raises ValueError for another figure.
     """
     if figure not in ("age", "gender"):
         raise ValueError(f"figure must be 'age' or 'gender', got {figure!r}")
@@ -597,7 +607,7 @@ def _gender_right(table):
 def report(truth, predictions=None, n=1000, seed=0):
     """Every figure of this module in one dict that JSON can hold (missing figures are None).
 
-    Without `predictions`, `truth` is a table that was joined already.
+    Without `predictions`, `truth` is a table that was joined already. n, seed : of all intervals, as in `bootstrap`.
 
     Keys: pictures, unanswered (rows without a prediction), gender, age (both with 95 % `intervals`, people
     drawn where `identity` is known), groups_8, groups_16, calibration, interval_80, mae_by_age, by_gender.
@@ -687,7 +697,8 @@ def predict_set(table, predictor, cache=None, progress=True):
     """`join`ed table of one set: its rows, the predictions, and `reason` where a picture gave none.
 
     The pictures of a set that comes aligned (`faces.FRAMES`) are cropped by its layout; in all others the
-    face is looked for (`predict_photo`), and the main one counts.
+    face is looked for (`predict_photo`), and the main one counts. `cache` and `progress` are those of
+    `predict_paths`. Raises ValueError for rows of more than one set, and for a cache with other columns.
     """
     from .faces import FRAMES
 
@@ -928,7 +939,7 @@ def occlusion_map(table, predictor, patch=0.25, places=7):
 
     Returns a DataFrame, one row a place, from the top left by rows: x, y (the square's middle, 0..1 over the
     picture), pictures, mae, accuracy, and cost_years, cost_points as `robustness` has them. For a map:
-    `.pivot(index="y", columns="x", values="cost_years")`.
+    `.pivot(index="y", columns="x", values="cost_years")`. Raises ValueError for a patch outside 0..1 or no place.
     """
     if not 0 < patch <= 1 or places < 1:
         raise ValueError(f"patch must lie in 0..1 and places be 1 or more, got {patch} and {places}")

@@ -769,7 +769,9 @@ def points_of(face):
 def crop_framed(picture, layout="utkface", size=62, margin=1.0):
     """The same crop of a picture from an aligned set, whose landmarks lie where `FRAMES` says.
 
-    layout : a key of FRAMES. A "utkface" picture is the frame itself, so it is only scaled.
+    picture : array (height, width, 3) of uint8 RGB; layout : a key of FRAMES. A "utkface" picture is the frame
+    itself, so it is only scaled. size, margin : as for `crop_face`. Returns (size, size, 3) uint8 RGB; ValueError for
+    a layout that FRAMES lacks.
     """
     if layout not in FRAMES:
         raise ValueError(f"layout must be one of {sorted(FRAMES)}, got {layout!r}")
@@ -778,7 +780,12 @@ def crop_framed(picture, layout="utkface", size=62, margin=1.0):
 
 
 def crop_points(picture, points, size=62, margin=1.0, eyes_only=False):
-    """`crop_face` by landmarks (5, 2) in pixels: the similarity that brings them closest to the frame."""
+    """`crop_face` by landmarks, with the similarity that brings them closest to the frame.
+
+    picture : array (height, width, 3) of uint8 RGB; points : (5, 2) in pixels, in the order of FRAME; landmarks that
+    all lie in one place give a crop around it. Returns (size, size, 3) uint8 RGB; ValueError for another shape of
+    points.
+    """
     a, b = similarity(points, size, margin, eyes_only)
     if abs(a) < 1e-6:  # all of them in one place
         a = size / max(picture.shape[:2])

@@ -46,15 +46,6 @@ def ocular(crops, eyes="both", size=62, margin=1.0):
     return tf.nn.avg_pool2d(seen, fine, fine, "VALID") if fine > 1 else seen
 
 
-def ocular_crop(picture, face, eyes="both", size=62):
-    """The region of the eyes of one face in a photograph: (height, width, 3) uint8 RGB.
-
-    picture : array (height, width, 3) of uint8 RGB; face : a row of `faces.detect`. The crop is laid by the eyes
-    alone: under a mask the other landmarks are guesses.
-    """
-    return faces.crop_eyes(picture, faces.points_of(face), eyes, size, eyes_only=True)
-
-
 # --- What masks there are
 
 KINDS = ("surgical", "cloth", "respirator")

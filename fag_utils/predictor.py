@@ -97,7 +97,8 @@ def model_card(model, people, **said):
     height, width = model.input_shape[1:3]
     facts = {
         "input": f"RGB, 0..255, (n, {height}, {width}, 3), cut as a UTKFace picture is (fag_utils.faces)",
-        "output": "age: probabilities of 18..65; gender: probabilities of female, male",
+        "output": "age: probabilities of 18..65; gender: probabilities of female, male; outside: of an age under 18, "
+                  "over 65",
         "parameters": model.count_params(), "multiply_adds": models.count(model)["multiply_adds"],
         "learned_from": None,  # these stand here to keep the order
         "licence": "non-commercial research, as UTKFace and CelebA demand",
@@ -105,7 +106,7 @@ def model_card(model, people, **said):
         "calibration": None, "training": None, "validation": None,
         "by_ethnicity": rounded(evaluation.by(people.assign(race=people["path"].map(datasets.utkface.race)), "race")),
         "by_gender": rounded(evaluation.by(people, "male")),
-        "near_65": "65 is the oldest class: an answer of 60 or more may be someone older",
+        "near_65": "65 is the oldest class: an answer of 60 or more may be someone older, see may_be_outside",
     }
     return {"what": said.pop("what"), **facts, **said}
 

@@ -781,8 +781,17 @@ def pretrain_gender(table, folder, size=62, width=0.75, epochs=8, recipe=OURS, s
                     on_epoch=None, engine="keras", backbone=None, devices="one", batch_size=batches.BATCH_SIZE):
     """Train a gender classifier on the kept rows of a cleaned table (CelebA): (model, history).
 
-    Only the fold "train" is used. Called again, it resumes, or loads what was finished. `backbone` is the network to
-    train, a MobileFaceNet of `size` and `width` if None.
+    Parameters
+    ----------
+    table : its kept rows of the fold "train" with a gender are used (see `split`)
+    folder : where checkpoints lie: called again, it resumes, or loads what was finished (see `fit`)
+    size, width : of the MobileFaceNet to train, where `backbone` is None
+    epochs, recipe, batch_size : for how long and how; batch_size pictures are a step
+    seed : of the first weights and of every batch
+    progress, on_epoch, engine, devices : as for `fit`
+    backbone : the network to train instead (see `models.mobilefacenet`)
+
+    Raises ValueError where nothing is left to learn from or to tune on, or `folder` holds another training.
     """
     learn, tune = split(table[table["male"].notna()])
     keras.utils.set_random_seed(seed)
@@ -802,9 +811,19 @@ def pretrain_identity(table, folder, backbone, epochs=8, recipe=OURS, at_least=3
                       progress=True, on_epoch=None, engine="keras", batch_size=batches.BATCH_SIZE):
     """Train face recognition with ArcFace on the kept rows of a cleaned table (CelebA): (model, history).
 
-    Only people of the fold "train" with `at_least` so many pictures are learned. There is no tuning part: who is in
-    it would be nobody the network can name. `evaluation.verification` measures on other people. `margin` and `scale`
-    are those of `models.Cosine`; the backbone's weights are trained in place. Resumes as `pretrain_gender` does.
+    There is no tuning part: who is in it would be nobody the network can name. `evaluation.verification` measures on
+    other people.
+
+    Parameters
+    ----------
+    table : its kept rows of the fold "train" with an identity are used
+    folder : as for `pretrain_gender`
+    backbone : the network to train, in place
+    at_least : people with fewer pictures are left out
+    margin, scale : those of `models.Cosine`
+    epochs, recipe, batch_size, seed, progress, on_epoch, engine : as for `pretrain_gender`
+
+    Raises ValueError where nobody has `at_least` pictures, or `folder` holds another training.
     """
     learn = table[table["keep"] & table["crop"].notna() & (table["fold"] == "train") & table["identity"].notna()]
     pictures = learn.groupby("identity")["path"].transform("size")
@@ -826,9 +845,14 @@ def pretrain_identity(table, folder, backbone, epochs=8, recipe=OURS, at_least=3
 
 def train_mask_detector(table, folder, size=62, width=0.25, epochs=4, recipe=MASKS, seed=0, progress=True,
                         on_epoch=None, engine="keras"):
-    """Train a network that tells masked faces from bare ones, on drawn masks: (model, history), as above.
+    """Train a network that tells masked faces from bare ones, on drawn masks: (model, history).
 
+    Parameters
+    ----------
     table : cleaned rows of any set; labels are not needed, for who wears a mask is known to whoever drew it
+    folder, size, width, epochs, recipe, seed, progress, on_epoch, engine : as for `pretrain_gender`
+
+    Raises ValueError where nothing is left to learn from or to tune on, or `folder` holds another training.
     """
     learn, tune = split(table)
     keras.utils.set_random_seed(seed)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fag_utils import faces, predictor
+from fag_utils import faces
+from fag_utils.predictor import Look, load_predictor
 
 
 class VideoError(ValueError):
@@ -40,7 +41,14 @@ def frames(source):
 
 @dataclass
 class Person:
-    """Somebody who is being followed: a number, the face as it was last seen, and the mean of all beliefs so far."""
+    """Somebody who is being followed.
+
+    number : 1, 2, ... in the order of coming
+    face : a row of `faces.detect`, as it was last seen
+    age, gender : means of what the network believed of the face in about the last `memory` frames (see `Follower`)
+    seen : in how many frames
+    missed : how many times in a row it was looked for and not found
+    """
 
     number: int
     face: pd.Series
@@ -56,10 +64,14 @@ class Follower:
     The detector looks at every `every`-th frame; in between, mtcnn's third network finds the landmarks near where
     they were, which takes a tenth of the time. What the network believes of a face is averaged over the frames:
     over all at first, later over about the last `memory`.
+
+    predictor : a Predictor; None loads the default one
+    every, memory : in frames, as said
+    min_score : faces the detector is less sure of are left out (0..1)
     """
 
-    def __init__(self, told=None, every=5, memory=60, min_score=0.5):
-        self.predictor = told or predictor.load_predictor()
+    def __init__(self, predictor=None, every=5, memory=60, min_score=0.5):
+        self.predictor = predictor or load_predictor()
         self.every, self.memory, self.min_score = every, memory, min_score
         self.people, self._frame, self._numbers = [], 0, 0
 
@@ -76,7 +88,7 @@ class Follower:
         self._frame += 1
         here = [person for person in self.people if not person.missed]
         found = pd.DataFrame([person.face for person in here], columns=faces.BOX_COLUMNS + faces.LANDMARK_COLUMNS)
-        look = predictor.Look(frame, found.reset_index(drop=True), self.predictor.crops(frame, found), [])
+        look = Look(frame, found.reset_index(drop=True), self.predictor.crops(frame, found), [])
         now = self.predictor.probabilities_of(look)
         for person, age, gender in zip(here, now["age"], now["gender"], strict=True):
             person.seen += 1
@@ -111,24 +123,24 @@ class Follower:
                 person.missed = int(sure < 0.3)
 
 
-def predict_video(source, told=None, limit=None, **follower):
+def predict_video(source, predictor=None, limit=None, **follower):
     """Follow the faces of a video file or camera.
 
     Parameters
     ----------
     source : what `frames` takes, or any list of frames, uint8 RGB (h, w, 3)
-    told : a Predictor; None loads the default one
+    predictor : a Predictor; None loads the default one
     limit : frames to read, None for all (a camera never ends)
     follower : `every`, `memory`, `min_score` of `Follower`
 
     Returns
     -------
     DataFrame, a row a person and frame: frame (0, 1, ...) and the columns of `Follower.step`.
-    `.attrs["frames_per_second"]` is how many were read, followed and told in a second, the first aside, on which
+    `.attrs["frames_per_second"]` is how many were read and answered in a second, the first aside, on which
     networks are still being compiled; `.attrs["frames_per_core_second"]` how many in a second of one core's
     work, which does not depend on what else the machine has to do.
     """
-    follow, tables, times = Follower(told, **follower), [], []
+    follow, tables, times = Follower(predictor, **follower), [], []
     for number, frame in enumerate(frames(source) if isinstance(source, (int, str, os.PathLike)) else source):
         if number == limit:
             break

@@ -339,6 +339,9 @@ def test_by_gives_each_value_its_figures():
     part = table[table["race"] == "b"]
     assert list(result.index) == ["a", "b", "not known"]
     assert result.loc["b", "mae"] == pytest.approx((part["predicted_age"] - part["age"]).abs().mean())
+    assert result.loc["b", "mean_age"] == pytest.approx(part["age"].mean())
+    older = table.assign(age=table["age"].where(table["race"] != "b", 70.0))  # an age that no error is counted of
+    assert np.isnan(evaluation.by(older, "race", n=5).set_index("race").loc["b", "mean_age"])
     right = (part["male_probability"] >= 0.5) == (part["male"] == 1)
     assert result.loc["b", "accuracy"] == pytest.approx(right.mean())
     with pytest.raises(ValueError, match="no column 'country'"):

@@ -96,6 +96,19 @@ def test_has_solutions(notebook):
     assert tagged(notebook, "solution")
 
 
+def test_what_follows_the_exercises_is_tagged_so_that_a_teacher_can_hand_them_out_alone(notebook):
+    """Up to the next section, all but headings: texts too, since they give the answers away."""
+    (start,) = [i for i, cell in enumerate(notebook.cells) if re.search(r"^## Exercises$", cell.source, re.M)]
+    open_to_all = []
+    for cell in notebook.cells[start + 1:]:
+        if cell.source.startswith("## "):
+            break
+        heading = all(line.startswith("#") for line in cell.source.splitlines() if line.strip())
+        if "solution" not in cell.metadata.get("tags", []) and not heading:
+            open_to_all.append(cell.source[:60])
+    assert not open_to_all
+
+
 def test_runs_in_any_python_3_kernel(notebook):
     assert notebook.metadata.kernelspec.name == "python3"
     assert notebook.metadata.kernelspec.language == "python"

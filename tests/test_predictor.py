@@ -221,6 +221,13 @@ def test_every_network_has_its_card():
             assert 0.2 < card["calibration"][f"{head}_temperature"] < 5
 
 
+@pytest.mark.parametrize("name", fag_utils.available_weights())
+def test_a_card_names_every_output_of_its_network(name):
+    network = fag_utils.load_predictor(name)
+    told = [part.split(":")[0] for part in network.card["output"].split("; ")]
+    assert told == list(network.network.heads)
+
+
 def test_an_unknown_name_is_answered_with_those_there_are():
     with pytest.raises(ValueError, match=NAME):
         fag_utils.load_predictor("mobilefacenet_200_400")

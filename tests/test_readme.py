@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from fag_utils import course
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
@@ -63,6 +65,22 @@ def test_once_measured_on_the_test_fold_the_remark_goes(tmp_path, monkeypatch):
     changed = readme.readme(TEXT)
     assert "Mind the folds" not in changed
     assert cells(changed)[2][-1] == "test"
+
+
+def test_the_shares_of_children_that_are_marked_are_those_measured():
+    marks = course.published("09_outside").set_index("ages")
+    children = marks.loc[["0-9", "10-14"]]
+    under_15 = (children["marked"] * children["pictures"]).sum() / children["pictures"].sum()
+    sentence = (f"of those under 15, {under_15:.0%} are marked `may_be_outside`, of those of 15 to 17 "
+                f"{marks.loc['15-17', 'marked']:.0%}").replace("%", " %")
+    assert sentence in " ".join(TEXT.split())
+
+
+def test_mflops_of_one_pass_do_not_stand_beside_errors_of_two_without_a_word():
+    alone = course.published("A2_compared").query("`a picture` == 'in a single pass'").set_index("network")
+    ours = alone.loc[readme.NETWORK]
+    assert "two passes" in TEXT
+    assert f"in one it has {100 * ours['gender_accuracy']:.1f} %, {ours['mae']:.2f} and" in TEXT
 
 
 def test_a_readme_without_the_place_for_results_is_refused():

@@ -32,11 +32,6 @@ def read(folder):
     return tables.make(pictures + rows, NAME)
 
 
-def is_young(path):
-    """Is it one of a person's pictures as a child or young person?"""
-    return Path(path).parent.name == "y"
-
-
 def _row(root, parts, genders):
     in_place = len(parts) == 2 or (len(parts) == 3 and parts[1] == "y")
     reason = None if in_place else "not in a folder PERSON or PERSON/y"
