@@ -7,6 +7,7 @@ The results come from data/results/, what the network is from its model card. Th
 which files it was made from.
 """
 
+import csv
 import hashlib
 import json
 import re
@@ -51,10 +52,10 @@ def section():
             our_row(LARGE, "**validation**", large["gender_accuracy"], large),
             *(peer_row(model, "test") for model in sorted(others["models"], key=by_mae))]
     table = "\n".join([line(TITLE), line(["---"] + ["--:"] * 6 + ["---"]), *map(line, rows)])
-    folds = (f"The folds hold UTKFace's people aged 18 to 65: {others['pictures']:,} in the test fold, "
-             f"{results('09_utkface_validation')['pictures']:,} in the validation fold. Every public model got the "
-             "crop that suits it best. UTKFace was among what face-api and the reference model learned from, these "
-             "pictures perhaps included. MFLOPs are twice the multiply-adds.")
+    folds = (f"The folds hold people aged 18 to 65: {others['pictures']:,} (test) and "
+             f"{results('09_utkface_validation')['pictures']:,} (validation). Every public model got the crop that "
+             "suits it best. face-api and the reference model learned from UTKFace, too, perhaps from these pictures."
+             f" {passes_in_words(with_one=not test)}")
     parts = [table, folds if test else f"{folds_in_words(peers)} {folds}", ours_in_words(report)]
     if lfw:
         parts.append(lfw_in_words(lfw, peers["lfw_photographs"]))
@@ -82,6 +83,19 @@ def peer_row(model, where):
     return [SHORT.get(model["name"], model["name"]) + note, f"{model['params_k']:,}", f"{model['file_kb']:,}",
             f"{model['mflops']:,}", f"{model['gender_accuracy']:.1f}", f"{model['mae']:.2f}",
             f"{model['mae_of_groups']:.2f}", where]
+
+
+def passes_in_words(with_one):
+    """Whose MFLOPs stand beside errors of two passes, and what one pass gives, measured on the validation fold."""
+    words = ("MFLOPs are twice the multiply-adds, of one pass. Ours is the mean over a picture and its mirror image, "
+             "two passes")
+    if not with_one:
+        return f"{words}."
+    with open(RESULTS / "A2_compared.csv", encoding="utf-8", newline="") as file:
+        alone = {row["network"]: row for row in csv.DictReader(file) if row["a picture"] == "in a single pass"}
+    ours, large = (f"{100 * float(row['gender_accuracy']):.1f} %, {float(row['mae']):.2f} and "
+                   f"{float(row['mae_of_groups']):.2f}" for row in (alone[NETWORK], alone[LARGE]))
+    return f"{words}; in one it has {ours} years (full size: {large})."
 
 
 def ours_in_words(report):
