@@ -299,9 +299,7 @@ class Predictor:
         looks = list(looks)
         if not looks:
             return []
-        looked = self.masks and all(look.masked is not None for look in looks)
-        masked = np.concatenate([look.masked for look in looks]) if looked else None
-        told = self._told(np.concatenate([look.crops for look in looks]), masked)
+        told = self._told(looks)
         ends = np.cumsum([len(look.crops) for look in looks])[:-1]
         parts = zip(*(np.split(probabilities, ends) for probabilities in told.values()), strict=True)
         answers = [dict(zip(told, part, strict=True)) for part in parts]
@@ -309,17 +307,19 @@ class Predictor:
 
     def probabilities_of(self, look):
         """`probabilities` of the faces of one Look."""
-        return self._told(look.crops, look.masked if self.masks else None)
+        return self._told([look])
 
-    def _told(self, crops, masked):
+    def _told(self, looks):
         """`_probabilities`, those of masked faces from the network for them, and "masked" beside them."""
-        told = self._probabilities(crops)
-        if masked is None:
+        told = self._probabilities(np.concatenate([look.crops for look in looks]))
+        if not self.masks or any(look.masked is None for look in looks):
             return told
+        masked = np.concatenate([look.masked for look in looks])
         covered = masked >= MASKED
         if covered.any() and self.masks.covered:
-            seen = self.masks.covered.framed(crops[covered])  # in its own size
-            for head, answer in self.masks.covered._probabilities(seen).items():
+            # Cut from the photographs, in its own size: what was scaled twice would be another picture.
+            seen = [self.masks.covered.crops(look.picture, look.faces[look.masked >= MASKED]) for look in looks]
+            for head, answer in self.masks.covered._probabilities(np.concatenate(seen)).items():
                 told[head][covered] = answer
         return told | {"masked": masked}
 
