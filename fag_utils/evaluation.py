@@ -899,7 +899,8 @@ def robustness(table, predictor, changes=None):
     changes : dict name -> function of a picture; CHANGES if None
 
     Returns a DataFrame: change ("none" first), pictures, mae (years), accuracy (of gender), and cost_years,
-    cost_points (percentage points), both positive where the change makes it worse.
+    cost_points (percentage points), both positive where the change makes it worse, each with its 95 % interval
+    (cost_years_low, cost_years_high and so on), that of the `difference`, face by face.
     """
     from .faces import read_picture
 
@@ -908,13 +909,24 @@ def robustness(table, predictor, changes=None):
     for name, change in {"none": None, **(CHANGES if changes is None else changes)}.items():
         seen = pictures if change is None else [change(picture) for picture in pictures]
         people = join(table, predictor.predict_crops(seen))
+        if change is None:
+            unchanged = people
         age, gender = (age_report(people["age"], people["predicted_age"]),
                        gender_report(people["male"], people["male_probability"]))
-        rows.append({"change": name, "pictures": len(people), "mae": age["mae"], "accuracy": gender["accuracy"]})
-    result = pd.DataFrame(rows)
-    result["cost_years"] = result["mae"] - result["mae"].iloc[0]
-    result["cost_points"] = 100 * (result["accuracy"].iloc[0] - result["accuracy"])
-    return result
+        rows.append({"change": name, "pictures": len(people), "mae": age["mae"], "accuracy": gender["accuracy"],
+                     **cost(unchanged, people)})
+    return pd.DataFrame(rows)
+
+
+def cost(one, other):
+    """What `difference` says, as columns of a table: cost_years, cost_years_low, cost_years_high, and the same of
+    cost_points."""
+    worse = difference(one, other)
+    columns = {}
+    for name in ("years", "points"):
+        low, high = worse[f"{name}_interval"]
+        columns |= {f"cost_{name}": worse[f"{name} worse"], f"cost_{name}_low": low, f"cost_{name}_high": high}
+    return columns
 
 
 def _hidden(x, y, patch):

@@ -652,6 +652,32 @@ def test_robustness_counts_what_each_change_costs(folder):
     assert result["cost_years"][0] == result["cost_points"][0] == 0
     assert result["mae"][0] == 0  # Brightness says 30 of this picture ...
     assert result["cost_years"][1] > 0  # ... and something else of a darker one
+    # Four times the same picture: whichever are drawn, the cost is the same.
+    assert result["cost_years_low"][1] == result["cost_years_high"][1] == result["cost_years"][1] == result["mae"][1]
+
+
+def test_the_cost_of_a_change_has_the_interval_of_the_difference(tmp_path):
+    """Half of the faces lose four years, the other half none: the mean is two, and chance moves it."""
+    for i in range(40):
+        Image.fromarray(np.full((8, 8, 3), 200 if i % 2 else 100, "uint8")).save(tmp_path / f"{i:02}.png")
+    table = pd.DataFrame({"path": sorted(tmp_path.glob("*.png")), "age": 30.0, "male": 1.0})
+
+    class Afraid(Brightness):
+        """It takes fright at a white picture."""
+
+        def predict_crops(self, crops):
+            white = np.array([crop.mean() > 250 for crop in crops])
+            return pd.DataFrame({"age": 30.0 + 4 * white, "age_low": 20.0, "age_high": 60.0,
+                                 "male_probability": np.where(white, 0.1, 0.9)})
+
+    doubled = lambda picture: np.minimum(2 * picture.astype(int), 255).astype("uint8")  # noqa: E731
+    none, bright = evaluation.robustness(table, Afraid(), {"bright": doubled}).to_dict("records")
+    assert none["cost_years_low"] == none["cost_years_high"] == none["cost_points"] == 0
+    for name, cost in (("years", 2.0), ("points", 50.0)):
+        assert bright[f"cost_{name}"] == pytest.approx(cost)
+        # The standard error of a half of 40 is 0.079, so 95 % are about 0.15 of the whole either way.
+        assert bright[f"cost_{name}_low"] == pytest.approx(0.69 * cost, rel=0.12)
+        assert bright[f"cost_{name}_high"] == pytest.approx(1.31 * cost, rel=0.08)
 
 
 def test_an_occlusion_map_shows_where_the_answer_comes_from(tmp_path):
