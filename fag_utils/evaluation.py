@@ -825,10 +825,18 @@ def _write_cache(table, cache):
 
 
 def fingerprint(predictor):
-    """Eight characters that change when the network does: what a cache of its predictions is named after."""
+    """Eight characters that change when the network does, or those that it has for faces in masks: what a cache of
+    its predictions is named after."""
+    from .faces import crop_framed
+
     noise = np.random.default_rng(0).integers(0, 256, size=(4, 64, 64, 3), dtype="uint8")
-    answers = predictor.predict_crops(list(noise))[["age", "male_probability"]]
-    return hashlib.sha1(np.round(answers.to_numpy("float64"), 3).tobytes()).hexdigest()[:8]
+    masks = getattr(predictor, "masks", None)
+    networks = [predictor, *([masks.covered] if masks and masks.covered else [])]
+    told = [one.predict_crops(list(noise))[["age", "male_probability"]].to_numpy("float64") for one in networks]
+    if masks:
+        framed = np.stack([crop_framed(picture, size=masks.detector.size) for picture in noise])
+        told.append(np.asarray(masks.detector(framed)["masked"], "float64"))
+    return hashlib.sha1(b"".join(np.round(answers, 3).tobytes() for answers in told)).hexdigest()[:8]
 
 
 # The same picture, a little different -------------------------------------------------------------------

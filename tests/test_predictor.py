@@ -289,6 +289,19 @@ def test_whoever_has_no_network_for_masks_leaves_them_to_the_small_one(network):
     assert bare["age"] == pytest.approx(alone["age"], abs=0.01)
 
 
+def test_a_cache_is_named_after_the_networks_for_masks_too(network):
+    """What `predict_photo` says of a masked face comes from them: new weights there must not find old answers."""
+    from fag_utils import models
+
+    alone = fag_utils.load_predictor(masks=False)
+    shipped, untrained = network.masks, models.mask_classifier(models.mobilefacenet(62, 0.25))
+    companions = [None, shipped, predictor.Masks(lambda: shipped.detector, lambda: alone),
+                  predictor.Masks(lambda: untrained, lambda: shipped.covered)]
+    networks = [predictor.Predictor(alone.model, alone.card, masks=masks) for masks in companions]
+    names = {evaluation.fingerprint(one) for one in networks}
+    assert len(names) == 4
+
+
 def test_an_ocular_network_takes_the_same_pictures_and_looks_at_the_eyes(made):
     ocular = fag_utils.load_predictor("mobilefacenet_075_ocular")
     assert ocular.network.shape == occlusion.eye_shape("both", 62)
