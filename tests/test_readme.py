@@ -114,3 +114,12 @@ def test_fits_on_two_screens():
     prose = [line for line in TEXT.splitlines() if line.strip()]
     length = sum(1 if line.startswith(("|", " ", "#", "!")) else 1 + len(line) // 110 for line in prose)
     assert length < 90
+
+
+def test_two_chapters_say_the_same_of_one_network_on_the_same_photographs():
+    small = course.published("A2_lfw").set_index("network").loc[readme.NETWORK]
+    whole = course.published("09_lfw")
+    assert small["photographs"] == whole["pictures"]
+    for gender in ("male", "female"):
+        assert abs(small[f"f1_{gender}"] - whole["gender"][gender]["f1"]) < 1e-5
+    assert small["wrong"] == round((1 - whole["gender"]["accuracy"]) * whole["gender"]["count"])
