@@ -283,7 +283,10 @@ class FastModel:
         return F.interpolate(x, (layers[0].height, layers[0].width), mode="bilinear", align_corners=False)
 
     def _relu(self, layers, x):
-        return x.clamp(0, layers[0].max_value)
+        from torch.nn import functional as F
+
+        most = layers[0].max_value  # at the ends themselves the gradient is nothing, as in TensorFlow; clamp's is one
+        return F.relu(x) if most is None else F.hardtanh(x, 0.0, float(most))
 
     def _localresponsenormalization(self, layers, x):
         from torch.nn import functional as F
@@ -330,10 +333,12 @@ class FastModel:
     def _depthwiseconv2d(self, layers, x):
         layer, kernel = layers[0], self._weights(layers[0])["kernel"]
         (h, w), k, stride = x.shape[2:], kernel.shape[0], layer.strides[0]
-        if layer.padding == "valid" and (h, w) == tuple(kernel.shape[:2]):  # GDConv: one output
+        whole = layer.padding == "valid" and (h, w) == tuple(kernel.shape[:2])
+        if whole and not layer.use_bias:  # GDConv: one output
             return (x.float() * kernel.permute(3, 2, 0, 1)).sum((2, 3), keepdim=True)
         pads = tuple(same_padding(side, k, stride) if layer.padding == "same" else (0, 0) for side in (h, w))
-        return _functions()[1](x, kernel, stride, pads)
+        y, bias = _functions()[1](x, kernel, stride, pads), self._weights(layer).get("bias")
+        return y if bias is None else y + bias.to(y.dtype).reshape(-1, 1, 1)
 
     def _batchnormalization(self, layers, x, residual=None):
         layer, w = layers[0], self._weights(layers[0])
@@ -478,6 +483,8 @@ class FastEngine:
                 loss = F.cross_entropy(logits, target * (1 - smoothing) + smoothing / 2, reduction="none")
                 right = (logits.argmax(1) == target.argmax(1)).float()
                 measures["accuracy"] = self._mean(right, weight)
+            elif head == "features":
+                loss = ((logits - target) ** 2).mean(1)
             elif head != "age":
                 loss = F.cross_entropy(self._class_logits(head, logits, target), target.long(), reduction="none")
                 measures[f"{head}_accuracy"] = self._mean((logits.argmax(1) == target).float(), weight)

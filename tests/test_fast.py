@@ -19,6 +19,17 @@ def networks():
     # masks, pooling over the edge, enlarging, and a softmax that another head is told
     yield "attention", lambda: models.tell_gender(models.residual_attention(46), dropout=0.0), 0.06
     yield "resnet", lambda: models.age_gender(models.resnet(40), dropout=0.0), 0.01
+    yield "depthwise convolutions with bias", depthwise_with_bias, 0.01
+
+
+def depthwise_with_bias():
+    """As networks have them whose batch norm has melted into the convolutions; the last one as large as the map."""
+    x = picture = keras.Input((17, 17, 3))
+    x = keras.layers.Rescaling(1 / 128, offset=-1)(x)
+    x = keras.layers.Conv2D(8, 3, 2, padding="same", name="stem")(x)
+    x = keras.layers.DepthwiseConv2D(3, 2, padding="same", name="strided")(keras.layers.ReLU(max_value=6)(x))
+    x = keras.layers.DepthwiseConv2D(5, padding="valid", name="whole")(keras.layers.ReLU()(x))
+    return models.age_gender(keras.Model(picture, keras.layers.Flatten()(x)), dropout=0.0)
 
 
 @needs_torch
