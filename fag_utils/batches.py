@@ -348,5 +348,9 @@ def dataset(crops, table, rows, size, augmentation=NO_AUGMENTATION, seed=0, head
 
 def in_order(crops, size, batch_size=256, eyes=None):
     """tf.data of all pictures, as they are, in order: for prediction. size, eyes : as in `see`."""
-    data = tf.data.Dataset.from_tensor_slices(crops).batch(batch_size)
-    return data.map(lambda x: see(x, size, NO_AUGMENTATION, tf.constant([0, 0]), None, eyes)).prefetch(2)
+    crops = ready(crops)
+
+    def batch(index):
+        return see(_pick(crops, index), size, NO_AUGMENTATION, tf.constant([0, 0]), None, eyes)
+
+    return tf.data.Dataset.range(crops.shape[0]).batch(batch_size).map(batch).prefetch(2)

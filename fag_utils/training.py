@@ -22,9 +22,11 @@ from fag_utils import batches, cleaning, course, faces, labels, occlusion
 from fag_utils.models import (
     Cosine,
     add_age_branch,
+    body,
     face_recogniser_head,
     features,
     gender_classifier,
+    imitator,
     mask_classifier,
     mobilefacenet,
 )
@@ -157,6 +159,8 @@ COVERED = OURS._replace(name="covered", learning_rate=1.5e-3, blended=0.0,
 OCULAR = OURS._replace(name="ocular", learning_rate=2e-3, blended=0.0, eyes="both", augmentation=NEARLY_PLAIN)
 # The mask detector: a grey rectangle over a face is no mask.
 MASKS = OURS._replace(name="masks", balance="shuffled", augmentation=batches.Augmentation(mask=0.5))
+# What another network finds in a face: no labels, so nothing to balance, and no picture laid over another.
+IMITATION = HALF_AS_VARIED._replace(name="imitation", balance="shuffled", blended=0.0)
 
 
 class FusedBatchNormalization(keras.layers.BatchNormalization):
@@ -250,7 +254,7 @@ def learning_rate(recipe, steps, steps_per_epoch):
         rate / 20, max(1, steps - warm_up), warmup_target=rate, warmup_steps=warm_up)
 
 
-BATCH_HEADS = ("age", "gender", "masked")  # whose targets `batches.dataset` makes
+BATCH_HEADS = ("age", "gender", "masked", "features")  # whose targets `batches.dataset` makes, or `Features`
 WEIGHT_DECAY, CLIP = 0.02, 5.0
 NO_DECAY = ["bias", "gamma", "beta", "alpha"]
 
@@ -271,10 +275,10 @@ def compile_model(model, recipe, steps, steps_per_epoch):
         optimizer = keras.optimizers.Adam(rate)
     age_loss = (AgeDistribution() if recipe.age_loss == "distribution"
                 else keras.losses.SparseCategoricalCrossentropy())
-    losses = {"age": age_loss,
+    losses = {"age": age_loss, "features": keras.losses.MeanSquaredError(),
               "gender": keras.losses.CategoricalCrossentropy(label_smoothing=recipe.gender_smoothing),
               "masked": keras.losses.CategoricalCrossentropy(label_smoothing=recipe.gender_smoothing)}
-    metrics = {"age": [ExpectedAgeError(name="mae")],
+    metrics = {"age": [ExpectedAgeError(name="mae")], "features": [],
                **{head: [keras.metrics.CategoricalAccuracy(name="accuracy")] for head in ("gender", "masked")}}
     heads = model.output_names
     for head in set(heads) - set(losses):
@@ -301,7 +305,7 @@ class KerasEngine:
         self.model.optimizer.build(self.model.trainable_variables)
         # The losses' trackers too: whatever makes its variables in the first step has Keras trace that step twice.
         answers = {head: ops.ones((1, answer.shape[-1])) for head, answer in self.model.output.items()}
-        targets = {head: answer if head in ("gender", "masked") else ops.zeros((1,), "int32")
+        targets = {head: answer if head in ("gender", "masked", "features") else ops.zeros((1,), "int32")
                    for head, answer in answers.items()}
         self.model.compute_loss(y=targets, y_pred=answers)
         self.model.reset_metrics()
@@ -593,6 +597,35 @@ class Teacher:
             yield {head: np.mean([answer[head] for answer in each], axis=0) for head in each[0]}
 
 
+class Features:
+    """What frozen networks find in pictures, for a pupil to imitate: it takes a `Teacher`'s place in `fit`.
+
+    Romero et al. (2015), "FitNets: Hints for Thin Deep Nets". A picture has one answer, that to the picture as it is:
+    who is turned, or badly lit, is still the same person.
+
+    networks : backbones, or trained networks, whose heads are left away (see `models.body`)
+    crops : dict size -> stored crops of the table's pictures (see `batches.load_crops`)
+    """
+
+    views, pairs = None, False
+
+    def __init__(self, networks, crops, engine="keras"):
+        networks = [body(network) for network in networks]
+        self.name = ", ".join(network.name for network in networks)
+        sizes = [network.input_shape[1] for network in networks]
+        found = [embed(network, crops[s], s, engine) for network, s in zip(networks, sizes, strict=True)]
+        total = sum(each.shape[1] for each in found)
+        # Variance 1, and each network weighs alike, however many features it has.
+        self.found = np.concatenate([
+            (each - each.mean(axis=0)) * np.sqrt(total / len(found) / each.var(axis=0).sum())
+            for each in found], axis=1).astype("float32")
+
+    def taught(self, data, table, rows, see, recipe, kept=None):
+        """The batches of `data` with features, (batch, f) float32, in place of their targets."""
+        for (pictures, *_), index in zip(data, rows, strict=True):
+            yield pictures, {"features": self.found[index]}, {"features": np.ones(len(index), "float32")}
+
+
 def _pair(teacher):
     pair = teacher if isinstance(teacher, (tuple, list)) else (teacher,)
     shapes = {network.input_shape for network in pair}
@@ -840,6 +873,38 @@ def pretrain_identity(table, folder, backbone, epochs=8, recipe=OURS, at_least=3
 
     history = fit(model, batches.load_crops(learn["crop"], size), learn, epochs, recipe, epoch_rows, size, folder,
                   None, seed, progress, on_epoch, engine)
+    return model, history
+
+
+def imitate(table, folder, backbone, networks, epochs=20, recipe=IMITATION, seed=0, progress=True, on_epoch=None,
+            engine="keras"):
+    """Teach a backbone to find in faces what larger networks find there, in place: (model, history).
+
+    No label is needed. What millions of faces taught them is passed on with a few thousand.
+
+    Parameters
+    ----------
+    table : cleaned rows; those kept of the fold "train" are used, but for the tuning part (see `split`)
+    folder : as for `pretrain_gender`
+    backbone : the network to train (see `models.mobilefacenet`)
+    networks : what to imitate (see `Features`)
+    epochs, recipe, seed, progress, on_epoch, engine : as for `pretrain_gender`
+
+    The loss is the mean squared difference of the features, whose variance is 1: what a backbone that tells no face
+    from another would reach. Errors as for `pretrain_gender`.
+    """
+    learn, _ = split(table)
+    size = backbone.input_shape[1]
+    crops = {s: batches.open_crops(learn["crop"], s) for s in {size, *(net.input_shape[1] for net in networks)}}
+    wanted = Features(networks, crops, engine)
+    keras.utils.set_random_seed(seed)
+    model = imitator(backbone, wanted.found.shape[1])
+
+    def epoch_rows(epoch):
+        return batches.shuffled(learn, seed=1000 * seed + epoch)
+
+    history = fit(model, crops[size], learn, epochs, recipe, epoch_rows, size, folder, None, seed, progress, on_epoch,
+                  engine, wanted)
     return model, history
 
 

@@ -47,6 +47,17 @@ def test_packed_crops_are_the_decoded_ones_in_the_order_asked_for(crops, tmp_pat
     assert shards(crops) == before, "packed once"
 
 
+def test_crops_that_stay_on_disk_are_seen_in_order_as_those_in_memory_are(crops, monkeypatch):
+    whole = [pictures.numpy() for pictures in batches.in_order(batches.load_crops(crops, 62), 62, batch_size=4)]
+    monkeypatch.setattr(batches, "IN_MEMORY", 0)
+    on_disk = batches.open_crops(crops, 62)
+    assert isinstance(on_disk, packed.Crops)
+    seen = [pictures.numpy() for pictures in batches.in_order(on_disk, 62, batch_size=4)]
+    assert [len(pictures) for pictures in seen] == [4, 2]
+    for one, other in zip(seen, whole, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_changed_a_new_and_a_lost_crop_are_noticed(crops):
     batches.load_crops(crops, 62)
     before = shards(crops)

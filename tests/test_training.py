@@ -20,12 +20,14 @@ from fag_utils.models import (
     age_gender,
     alexnet,
     begin_with,
+    body,
     efficientnet_lite0,
     face_resnet,
     gender_classifier,
     gilnet,
     mobilefacenet,
     narrow,
+    squeezenet,
     vgg_face,
     widen,
 )
@@ -513,6 +515,51 @@ def test_a_pupil_learns_from_pictures_without_labels(tmp_path):
     taught = training.predict(teacher, crops, 8)
     assert ((said["gender"][:, 1] > 0.5) == (taught["gender"][:, 1] > 0.5)).mean() > 0.9
     assert np.abs(labels.expected_age(said["age"]) - labels.expected_age(taught["age"])).mean() < 4
+
+
+def test_a_backbone_learns_to_find_what_others_find(tmp_path):
+    """Without a label; a killed run goes on; of another fold, and of the tuning part, no picture is looked at."""
+    pictures, _ = classroom.sample(120, seed=4, size=112)
+    paths = [str(tmp_path / f"{number}.png") for number in range(len(pictures))]
+    for path, picture in zip(paths, pictures, strict=True):
+        Image.fromarray(picture).save(path)
+    table = pd.DataFrame({"path": paths, "crop": paths, "keep": True, "fold": "train", "age": np.nan, "male": np.nan,
+                          "identity": [f"person {number}" for number in range(len(paths))]})
+    table.loc[:9, ["fold", "crop"]] = ["validation", "not to be read.png"]
+    for path in training.split(table)[1]["crop"]:
+        os.remove(path)
+    keras.utils.set_random_seed(0)
+    networks = [squeezenet(40), age_gender(mobilefacenet(32, 0.5))]  # of the second what comes before its heads
+    recipe = training.IMITATION._replace(learning_rate=2e-2)
+
+    def learned(folder, **settings):
+        keras.utils.set_random_seed(1)
+        backbone = mobilefacenet(32, 0.25)
+        model, history = training.imitate(table, tmp_path / folder, backbone, networks, epochs=5, recipe=recipe,
+                                          progress=False, **settings)
+        return backbone, model, history
+
+    backbone, model, history = learned("run")
+    first, second = (network.output_shape[-1] for network in map(body, networks))
+    assert first != second and model.output["features"].shape == (None, first + second)
+    assert history["loss"].iloc[0] > 0.9 and history["loss"].iloc[-1] < 0.9 * history["loss"].iloc[0]
+    wanted = training.Features(networks, {size: batches.load_crops(training.split(table)[0]["crop"], size)
+                                          for size in (32, 40)}).found
+    np.testing.assert_allclose(wanted.mean(axis=0), 0, atol=1e-3)
+    weights = [(wanted[:, :first] ** 2).sum(), (wanted[:, first:] ** 2).sum()]
+    np.testing.assert_allclose(weights, wanted.size / 2, rtol=1e-3)  # alike, and variance 1
+    np.testing.assert_array_equal(backbone.get_weights()[0], model.get_weights()[0])
+
+    def stop(history):
+        if len(history) == 2:
+            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        learned("killed", on_epoch=stop)
+    np.testing.assert_allclose(learned("killed")[2]["loss"], history["loss"], rtol=1e-5)
+    if fast.available():
+        other = learned("fast", engine="fast")[2]
+        assert other["loss"].iloc[0] == pytest.approx(history["loss"].iloc[0], rel=0.05)
+        assert other["loss"].iloc[-1] < 0.9 * other["loss"].iloc[0]
 
 
 def test_a_teacher_is_asked_once_for_views_that_come_again(tmp_path, monkeypatch):

@@ -73,7 +73,15 @@ from fag_utils.models.mobilefacenet import (
     widen,
 )
 from fag_utils.models.teachers import TEACHERS, kept_teacher, kept_teachers
-from fag_utils.models.transfer import Cosine, blocks, face_recogniser_head, features, group_gender
+from fag_utils.models.transfer import (
+    Cosine,
+    blocks,
+    body,
+    face_recogniser_head,
+    features,
+    group_gender,
+    imitator,
+)
 
 __all__ = [
     "ALEXNET",
@@ -103,6 +111,7 @@ __all__ = [
     "attention_module",
     "begin_with",
     "blocks",
+    "body",
     "bottleneck",
     "convolution",
     "count",
@@ -120,6 +129,7 @@ __all__ = [
     "grad_cam",
     "group_gender",
     "imagenet_classifier",
+    "imitator",
     "keep_weights",
     "kept_teacher",
     "kept_teachers",

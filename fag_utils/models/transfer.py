@@ -63,6 +63,24 @@ def face_recogniser_head(backbone, people, margin=0.5, scale=64.0, numbers=128):
     return keras.Model(backbone.input, {"person": person}, name=f"{backbone.name}_person")
 
 
+def body(network):
+    """A trained network without its heads: a Model, pictures -> embedding (n, features). The layers are shared.
+
+    A backbone, which has none, is returned as it is.
+    """
+    before = [layer for layer in network.layers if layer.name.endswith("_dropout")]
+    return keras.Model(network.input, before[0].input, name=f"{network.name}_body") if before else network
+
+
+def imitator(backbone, features):
+    """A network that says what another one finds in a face: a Model with the output {"features": (n, features)}.
+
+    One linear layer on the backbone, whose layers are shared: what it has learned is there when the head is dropped.
+    """
+    found = layers.Dense(features, dtype="float32", name="features")(backbone.output)
+    return keras.Model(backbone.input, {"features": found}, name=f"{backbone.name}_imitator")
+
+
 BLOCK = re.compile(r"(?:row|stage|fire|block_|expanded_conv|[cC]onv|stem)\d*(?:_\d+)?")
 
 
