@@ -377,7 +377,7 @@ def fit(model, crops, table, epochs, recipe, epoch_rows, size, folder, tuning=No
     tuning : (crops, table) measured after each epoch, or None
     on_epoch : function(history DataFrame), called after each epoch, for live curves
     engine : what computes the steps, "keras" or "fast" (see `fast`)
-    teacher : `Teacher` that sees the same pictures and gives its answers as targets, or None
+    teacher : `Teacher` that sees the same pictures and gives its answers as targets, or `Features`, or None
     size : of the pictures in pixels; where the recipe sees the eyes alone, the width
     points : landmarks of the crops, (n, 5, 2), for recipes that draw masks (see `batches.see`), or None
     devices : "one", "all" the GPUs of this machine, or the "workers" of a cluster; Keras computes on several, with
@@ -610,15 +610,19 @@ class Features:
     views, pairs = None, False
 
     def __init__(self, networks, crops, engine="keras"):
-        networks = [body(network) for network in networks]
-        self.name = ", ".join(network.name for network in networks)
-        sizes = [network.input_shape[1] for network in networks]
-        found = [embed(network, crops[s], s, engine) for network, s in zip(networks, sizes, strict=True)]
-        total = sum(each.shape[1] for each in found)
-        # Variance 1, and each network weighs alike, however many features it has.
-        self.found = np.concatenate([
-            (each - each.mean(axis=0)) * np.sqrt(total / len(found) / each.var(axis=0).sum())
-            for each in found], axis=1).astype("float32")
+        self.networks, self.crops, self.engine = [body(network) for network in networks], crops, engine
+        self.name = ", ".join(network.name for network in self.networks)
+        self.number = sum(network.output_shape[-1] for network in self.networks)
+
+    @functools.cached_property  # when first asked: who loads a finished training needs none of it
+    def found(self):
+        """All features of all pictures, (n, number) float32: variance 1, and each network weighs alike."""
+        sizes = [network.input_shape[1] for network in self.networks]
+        each = [embed(network, self.crops[size], size, self.engine)
+                for network, size in zip(self.networks, sizes, strict=True)]
+        scale = np.sqrt(self.number / len(each))
+        return np.concatenate([scale * (one - one.mean(axis=0)) / np.sqrt(one.var(axis=0).sum()) for one in each],
+                              axis=1).astype("float32")
 
     def taught(self, data, table, rows, see, recipe, kept=None):
         """The batches of `data` with features, (batch, f) float32, in place of their targets."""
@@ -810,6 +814,11 @@ def calibrate(probabilities, table):
 # --- The two trainings -----------------------------------------------------------------------
 
 
+def _in_new_order(table, seed, batch_size=batches.BATCH_SIZE):
+    """`epoch_rows` for `fit`: each row once an epoch, every epoch in another order."""
+    return lambda epoch: batches.shuffled(table, batch_size, 1000 * seed + epoch)
+
+
 def pretrain_gender(table, folder, size=62, width=0.75, epochs=8, recipe=OURS, seed=0, progress=True,
                     on_epoch=None, engine="keras", backbone=None, devices="one", batch_size=batches.BATCH_SIZE):
     """Train a gender classifier on the kept rows of a cleaned table (CelebA): (model, history).
@@ -831,12 +840,8 @@ def pretrain_gender(table, folder, size=62, width=0.75, epochs=8, recipe=OURS, s
     model = gender_classifier(backbone or mobilefacenet(size, width))
     size = model.input_shape[1]
     crops, tuning_crops = batches.open_crops(learn["crop"], size), batches.load_crops(tune["crop"], size)
-
-    def epoch_rows(epoch):
-        return batches.shuffled(learn, batch_size, 1000 * seed + epoch)
-
-    history = fit(model, crops, learn, epochs, recipe, epoch_rows, size, folder, (tuning_crops, tune), seed,
-                  progress, on_epoch, engine, devices=devices)
+    history = fit(model, crops, learn, epochs, recipe, _in_new_order(learn, seed, batch_size), size, folder,
+                  (tuning_crops, tune), seed, progress, on_epoch, engine, devices=devices)
     return model, history
 
 
@@ -867,12 +872,8 @@ def pretrain_identity(table, folder, backbone, epochs=8, recipe=OURS, at_least=3
     keras.utils.set_random_seed(seed)
     model = face_recogniser_head(backbone, int(learn["person"].max()) + 1, margin, scale)
     size = model.input_shape[1]
-
-    def epoch_rows(epoch):
-        return batches.shuffled(learn, batch_size, 1000 * seed + epoch)
-
-    history = fit(model, batches.load_crops(learn["crop"], size), learn, epochs, recipe, epoch_rows, size, folder,
-                  None, seed, progress, on_epoch, engine)
+    history = fit(model, batches.load_crops(learn["crop"], size), learn, epochs, recipe,
+                  _in_new_order(learn, seed, batch_size), size, folder, None, seed, progress, on_epoch, engine)
     return model, history
 
 
@@ -898,13 +899,9 @@ def imitate(table, folder, backbone, networks, epochs=20, recipe=IMITATION, seed
     crops = {s: batches.open_crops(learn["crop"], s) for s in {size, *(net.input_shape[1] for net in networks)}}
     wanted = Features(networks, crops, engine)
     keras.utils.set_random_seed(seed)
-    model = imitator(backbone, wanted.found.shape[1])
-
-    def epoch_rows(epoch):
-        return batches.shuffled(learn, seed=1000 * seed + epoch)
-
-    history = fit(model, crops[size], learn, epochs, recipe, epoch_rows, size, folder, None, seed, progress, on_epoch,
-                  engine, wanted)
+    model = imitator(backbone, wanted.number)
+    history = fit(model, crops[size], learn, epochs, recipe, _in_new_order(learn, seed), size, folder, None, seed,
+                  progress, on_epoch, engine, wanted)
     return model, history
 
 
@@ -923,12 +920,8 @@ def train_mask_detector(table, folder, size=62, width=0.25, epochs=4, recipe=MAS
     keras.utils.set_random_seed(seed)
     model = mask_classifier(mobilefacenet(size, width))
     crops = batches.load_crops(learn["crop"], size)
-
-    def epoch_rows(epoch):
-        return batches.shuffled(learn, seed=1000 * seed + epoch)
-
-    history = fit(model, crops, learn, epochs, recipe, epoch_rows, size, folder, covered_too(tune, size), seed,
-                  progress, on_epoch, engine, points=landmarks(crops, folder))
+    history = fit(model, crops, learn, epochs, recipe, _in_new_order(learn, seed), size, folder,
+                  covered_too(tune, size), seed, progress, on_epoch, engine, points=landmarks(crops, folder))
     return model, history
 
 

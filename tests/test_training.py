@@ -517,7 +517,7 @@ def test_a_pupil_learns_from_pictures_without_labels(tmp_path):
     assert np.abs(labels.expected_age(said["age"]) - labels.expected_age(taught["age"])).mean() < 4
 
 
-def test_a_backbone_learns_to_find_what_others_find(tmp_path):
+def test_a_backbone_learns_to_find_what_others_find(tmp_path, monkeypatch):
     """Without a label; a killed run goes on; of another fold, and of the tuning part, no picture is looked at."""
     pictures, _ = classroom.sample(120, seed=4, size=112)
     paths = [str(tmp_path / f"{number}.png") for number in range(len(pictures))]
@@ -560,6 +560,9 @@ def test_a_backbone_learns_to_find_what_others_find(tmp_path):
         other = learned("fast", engine="fast")[2]
         assert other["loss"].iloc[0] == pytest.approx(history["loss"].iloc[0], rel=0.05)
         assert other["loss"].iloc[-1] < 0.9 * other["loss"].iloc[0]
+    monkeypatch.delattr(training, "embed")  # a finished training is loaded, and no network is asked again
+    for value, again in zip(backbone.get_weights(), learned("run")[0].get_weights(), strict=True):
+        np.testing.assert_array_equal(value, again)
 
 
 def test_a_teacher_is_asked_once_for_views_that_come_again(tmp_path, monkeypatch):

@@ -162,6 +162,16 @@ def test_identities_are_learned_of_people_with_several_pictures_of_the_training_
         training.pretrain_identity(table, tmp_path / "no", models.squeezenet(32), at_least=9)
 
 
+@pytest.mark.parametrize("build", [lambda: models.mobilefacenet(32, 0.25), lambda: models.gilnet(64)])
+def test_the_body_of_a_network_is_the_backbone_that_it_was_made_from(build):
+    """Of GilNet too, which has layers of dropout of its own."""
+    backbone = build()
+    assert models.body(backbone) is backbone
+    pictures = np.random.default_rng(0).uniform(0, 255, (2, *backbone.input_shape[1:])).astype("float32")
+    for network in (models.gender_classifier(backbone), models.narrow(models.age_gender(backbone, ages=117))):
+        np.testing.assert_array_equal(models.body(network)(pictures), backbone(pictures))
+
+
 def test_gender_pretraining_takes_any_backbone(tmp_path):
     table = pd.concat([cleaned(tmp_path, people=30, each=1).assign(fold="train")], ignore_index=True)
     model, _ = training.pretrain_gender(table, tmp_path / "run", epochs=1, progress=False,

@@ -68,7 +68,7 @@ def body(network):
 
     A backbone, which has none, is returned as it is.
     """
-    before = [layer for layer in network.layers if layer.name.endswith("_dropout")]
+    before = [layer for layer in network.layers if layer.name == "gender_dropout"]  # as every gender head has it
     return keras.Model(network.input, before[0].input, name=f"{network.name}_body") if before else network
 
 
