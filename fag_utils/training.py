@@ -888,20 +888,22 @@ def imitate(table, folder, backbone, networks, epochs=20, recipe=IMITATION, seed
     table : cleaned rows; those kept of the fold "train" are used, but for the tuning part (see `split`)
     folder : as for `pretrain_gender`
     backbone : the network to train (see `models.mobilefacenet`)
-    networks : what to imitate (see `Features`)
+    networks : what to imitate (see `Features`). Where the recipe draws masks, or shows the eyes alone, they see the
+        bare face all the same, as a `Teacher` does
     epochs, recipe, seed, progress, on_epoch, engine : as for `pretrain_gender`
 
     The loss is the mean squared difference of the features, whose variance is 1: what a backbone that tells no face
     from another would reach. Errors as for `pretrain_gender`.
     """
     learn, _ = split(table)
-    size = backbone.input_shape[1]
-    crops = {s: batches.open_crops(learn["crop"], s) for s in {size, *(net.input_shape[1] for net in networks)}}
-    wanted = Features(networks, crops, engine)
+    size = backbone.input_shape[2]
+    crops, points = _seen(learn, size, recipe, folder)
+    wanted = Features(networks, {s: batches.open_crops(learn["crop"], s)
+                                 for s in {net.input_shape[1] for net in networks}}, engine)
     keras.utils.set_random_seed(seed)
     model = imitator(backbone, wanted.number)
-    history = fit(model, crops[size], learn, epochs, recipe, _in_new_order(learn, seed), size, folder, None, seed,
-                  progress, on_epoch, engine, wanted)
+    history = fit(model, crops, learn, epochs, recipe, _in_new_order(learn, seed), size, folder, None, seed,
+                  progress, on_epoch, engine, wanted, points)
     return model, history
 
 
@@ -919,9 +921,9 @@ def train_mask_detector(table, folder, size=62, width=0.25, epochs=4, recipe=MAS
     learn, tune = split(table)
     keras.utils.set_random_seed(seed)
     model = mask_classifier(mobilefacenet(size, width))
-    crops = batches.load_crops(learn["crop"], size)
+    crops, points = _seen(learn, size, recipe, folder)
     history = fit(model, crops, learn, epochs, recipe, _in_new_order(learn, seed), size, folder,
-                  covered_too(tune, size), seed, progress, on_epoch, engine, points=landmarks(crops, folder))
+                  covered_too(tune, size), seed, progress, on_epoch, engine, points=points)
     return model, history
 
 
@@ -936,6 +938,13 @@ def covered_too(table, size, eyes=None, seed=0):
     worn = occlusion.wear_crops(crops, seed, cleaning.CROP_MARGIN, points)
     both = pd.concat([table.assign(masked=masked) for masked in (0, 1)], ignore_index=True)
     return np.concatenate([crops, worn]), both
+
+
+def _seen(table, size, recipe, folder):
+    """Stored crops of rows for a pupil, and their landmarks where the recipe draws masks, else None."""
+    masks = recipe.augmentation.mask > 0
+    crops = (batches.load_crops if masks else batches.open_crops)(table["crop"], size, recipe.eyes)
+    return crops, landmarks(crops, folder) if masks else None
 
 
 def landmarks(crops, folder):
@@ -995,9 +1004,7 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
         extra = beside[beside["keep"] & beside["male"].notna()]
         extra = extra[extra["fold"] == "train"]  # never a picture of a fold that is measured on
         everything = pd.concat([learn, extra], ignore_index=True)
-    masks = recipe.augmentation.mask > 0
-    crops = (batches.load_crops if masks else batches.open_crops)(everything["crop"], size, eyes)
-    points = landmarks(crops, folder) if masks else None
+    crops, points = _seen(everything, size, recipe, folder)
     steps = max(1, len(learn) // (batches.BATCH_SIZE - places))
     teacher = None
     if teachers:
@@ -1022,7 +1029,7 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
         return rows
 
     # Where masks are learned, half of the tuning pictures wear one.
-    tuning = covered_too(tune, size, eyes) if masks else (batches.load_crops(tune["crop"], size, eyes), tune)
+    tuning = (batches.load_crops(tune["crop"], size, eyes), tune) if points is None else covered_too(tune, size, eyes)
     history = fit(model, crops, everything, epochs, recipe, epoch_rows, size, folder, tuning, seed, progress,
                   on_epoch, engine, teacher, points, devices)
     return model, history

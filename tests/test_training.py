@@ -565,6 +565,36 @@ def test_a_backbone_learns_to_find_what_others_find(tmp_path, monkeypatch):
         np.testing.assert_array_equal(value, again)
 
 
+def test_who_imitates_may_see_less_than_those_who_are_imitated(tmp_path, monkeypatch):
+    """The pupil sees masks, or the eyes alone; what it has to find is what others found in the bare face."""
+    table = drawn_faces(tmp_path)[:64]
+    keras.utils.set_random_seed(0)
+    network, seen, taught = squeezenet(40), {}, training.Features.taught
+
+    def imitate(name, backbone, recipe, mask=0.0):
+        def watched(self, *of_epoch):
+            for pictures, targets, weights in taught(self, *of_epoch):
+                seen.setdefault(name, (np.asarray(pictures), targets["features"]))
+                yield pictures, targets, weights
+
+        monkeypatch.setattr(training.Features, "taught", watched)
+        keras.utils.set_random_seed(1)
+        recipe = recipe._replace(augmentation=batches.NO_AUGMENTATION._replace(mask=mask), learning_rate=1e-2)
+        return training.imitate(table, tmp_path / name, backbone, [network], epochs=4, recipe=recipe, progress=False)
+
+    shape = faces.eye_shape("both", 40)
+    for name, backbone, *recipe in (("bare", mobilefacenet(40, 0.25), training.COVERED),
+                                    ("masked", mobilefacenet(40, 0.25), training.COVERED, 1.0),
+                                    ("eyes", mobilefacenet(shape, 0.25), training.OCULAR)):
+        model, history = imitate(name, backbone, *recipe)
+        assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+        assert seen[name][0].shape[1:] == model.input_shape[1:]
+        np.testing.assert_array_equal(seen[name][1], seen["bare"][1])
+    assert seen["eyes"][0].shape[1:3] == shape
+    changed = np.abs(seen["masked"][0] - seen["bare"][0]).max(axis=-1) > 20
+    assert changed[:, 24:34, 14:26].mean() > 0.6 and changed[:, :10].mean() < 0.01
+
+
 def test_a_teacher_is_asked_once_for_views_that_come_again(tmp_path, monkeypatch):
     """With `views`, and after a kill too; a pupil that hears what was kept learns what it would have learned."""
     exec(SMALL, globals())
