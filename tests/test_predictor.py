@@ -253,10 +253,14 @@ def test_a_masked_face_is_told_and_answered_for_by_the_network_for_it(network):
     photo = data.astronaut()
     face = faces.detect(photo).iloc[0]
     for kind in occlusion.KINDS:
-        masks = occlusion.random_masks(1, [1, 0], kind=kind, colour="white", nose=True)
-        (person,) = network.predict_photo(occlusion.wear_photo(photo, face, masks)).to_dict("records")
-        assert person["masked_probability"] > 0.8, kind
-        assert person["male_probability"] < 0.3 and abs(person["age"] - 38) < 12, kind
+        people = []
+        for seed in range(1, 5):  # what a single mask leaves of her face is told by its folds as much as by her
+            masks = occlusion.random_masks(1, [seed, 0], kind=kind, colour="white", nose=True)
+            people.append(network.predict_photo(occlusion.wear_photo(photo, face, masks)))
+        people = pd.concat(people)
+        assert len(people) == 4 and (people["masked_probability"] > 0.8).all(), kind
+        assert (people["male_probability"] < 0.5).all() and people["male_probability"].mean() < 0.3, kind
+        assert abs(people["age"].mean() - 38) < 12, kind
     (bare,) = network.predict_photo(photo).to_dict("records")
     assert bare["masked_probability"] < 0.2
 
