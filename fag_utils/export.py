@@ -23,6 +23,7 @@ from fag_utils import course, labels, predictor, runtimes
 PRECISIONS = {"litert": ("float32", "float16", "int8"), "onnx": ("float32", "int8"), "openvino": ("float32", "int8")}
 # How far a file may be from the Keras network on the validation fold: years of MAE, share of right genders.
 LIMITS = {"float32": (0.05, 0.002), "float16": (0.05, 0.002), "int8": (0.15, 0.005)}
+CONVOLUTIONS = ("Conv2D", "DepthwiseConv2D")
 
 
 class ExportError(RuntimeError):
@@ -438,6 +439,35 @@ def folded(model):
     return new
 
 
+def turned(model):
+    """A folded network without slopes of PReLU above 1, the same function: changed in place, and returned.
+
+    A channel whose slope a is above 1 is turned around, for PReLU of x is minus the PReLU of -a x with slope 1 / a.
+    The factor -a goes into the convolution before it, the sign into those after it. ExportError where a neighbour is
+    none.
+    """
+    for layer in model.layers:
+        slope = layer.get_weights()[0] if _kind(layer) == "PReLU" else np.zeros(1)
+        steep = slope.reshape(-1) > 1
+        if not steep.any():
+            continue
+        before = [other for other in model.layers if other.output is layer.input]
+        beside, after = ([other for other in model.layers if any(x is tensor for x in _all(other.input))]
+                         for tensor in (layer.input, layer.output))
+        if len(beside) > 1 or not all(_kind(other) in CONVOLUTIONS for other in before + after):
+            raise ExportError(f"{layer.name}: a slope above 1 that no convolutions before and after it can take over")
+        (convolution,) = before
+        kernel, bias = convolution.get_weights()
+        factor = np.where(steep, -slope.reshape(-1), 1)
+        shape = (-1, 1) if _kind(convolution) == "DepthwiseConv2D" else (-1,)
+        convolution.set_weights([kernel * factor.reshape(shape), bias * factor])
+        layer.set_weights([np.where(slope > 1, 1 / np.where(slope > 1, slope, 1), slope)])
+        for other in after:
+            kernel, *bias = other.get_weights()
+            other.set_weights([kernel * np.where(steep, -1, 1)[:, None], *bias])
+    return model
+
+
 class Quantised:
     """A network as it computes in 8-bit integers, played through in float: to choose ranges and to see errors.
 
@@ -446,14 +476,14 @@ class Quantised:
     Integer-Arithmetic-Only Inference"). The heads stay in float: they are 0.04 % of the work, and probabilities in
     steps of 1/256 would spoil an expected age.
 
-    PReLU is computed as max(x, alpha x), the same as long as no alpha is above 1: LiteRT has fast integer kernels
-    for a product and a maximum, and none for PReLU.
+    PReLU is computed as max(x, alpha x), the same as long as no alpha is above 1 (see `turned`): LiteRT has fast
+    integer kernels for a product and a maximum, and none for PReLU.
 
     model : Keras model; folded here
     """
 
     def __init__(self, model):
-        self.model = folded(model)
+        self.model = turned(folded(model))
         self.layers = self.model.layers
         names = [layer.name for layer in self.layers]
         if "embedding" not in names:
@@ -465,9 +495,7 @@ class Quantised:
                 continue
             if _kind(layer) == "PReLU":
                 self.slopes[layer.name] = layer.get_weights()[0][None]
-                if self.slopes[layer.name].max() > 1:
-                    raise ExportError(f"{layer.name}: a slope above 1, which max(x, alpha x) can't do")
-            if _kind(layer) in ("Conv2D", "DepthwiseConv2D"):
+            if _kind(layer) in CONVOLUTIONS:
                 self.kernels[layer.name], self.biases[layer.name] = (np.array(w) for w in layer.get_weights())
                 if _kind(self._before(layer)) == "Rescaling":  # from RGB - 127.5 to RGB - 128, a whole number
                     scale, offset = self._before(layer).scale, self._before(layer).offset
