@@ -153,10 +153,11 @@ NEARLY_PLAIN = HALF_AS_VARIED.augmentation._replace(brightness=0.1, contrast=0.1
 # The end of a training: faces to be read never have another one laid over them.
 SETTLING = HALF_AS_VARIED._replace(name="settling", learning_rate=OURS.learning_rate / 5, blended=0.0,
                                    augmentation=NEARLY_PLAIN)
+# For a trained network that learns on: faces nearly as they are, at half the rate.
+PLAIN = OURS._replace(name="plain", learning_rate=OURS.learning_rate / 2, blended=0.0, augmentation=NEARLY_PLAIN)
 # For covered faces: half of the pictures in a mask, or the eyes alone. Both begin with trained layers.
-COVERED = OURS._replace(name="covered", learning_rate=1.5e-3, blended=0.0,
-                        augmentation=NEARLY_PLAIN._replace(mask=0.5))
-OCULAR = OURS._replace(name="ocular", learning_rate=2e-3, blended=0.0, eyes="both", augmentation=NEARLY_PLAIN)
+COVERED = PLAIN._replace(name="covered", augmentation=NEARLY_PLAIN._replace(mask=0.5))
+OCULAR = PLAIN._replace(name="ocular", learning_rate=2e-3, eyes="both")
 # The mask detector: a grey rectangle over a face is no mask.
 MASKS = OURS._replace(name="masks", balance="shuffled", augmentation=batches.Augmentation(mask=0.5))
 # What another network finds in a face: no labels, so nothing to balance, and no picture laid over another.
@@ -605,18 +606,23 @@ class Features:
 
     networks : backbones, or trained networks, whose heads are left away (see `models.body`)
     crops : dict size -> stored crops of the table's pictures (see `batches.load_crops`)
+    kept : file to keep the features in, and to read them from where it is there
     """
 
     views, pairs = None, False
 
-    def __init__(self, networks, crops, engine="keras"):
+    def __init__(self, networks, crops, engine="keras", kept=None):
         self.networks, self.crops, self.engine = [body(network) for network in networks], crops, engine
+        self.kept = kept
         self.name = ", ".join(network.name for network in self.networks)
         self.number = sum(network.output_shape[-1] for network in self.networks)
 
     @functools.cached_property  # when first asked: who loads a finished training needs none of it
     def found(self):
         """All features of all pictures, (n, number) float32: variance 1, and each network weighs alike."""
+        return _once(self.kept, self._find)
+
+    def _find(self):
         sizes = [network.input_shape[1] for network in self.networks]
         each = [embed(network, self.crops[size], size, self.engine)
                 for network, size in zip(self.networks, sizes, strict=True)]
@@ -628,6 +634,21 @@ class Features:
         """The batches of `data` with features, (batch, f) float32, in place of their targets."""
         for (pictures, *_), index in zip(data, rows, strict=True):
             yield pictures, {"features": self.found[index]}, {"features": np.ones(len(index), "float32")}
+
+
+def _once(path, compute):
+    """The array that `compute` returns; where there is a path it is kept in that file, and read there next time."""
+    if path and path.exists():
+        return np.load(path)
+    found = compute()
+    if path and course.is_first():
+        with course.writing(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = course.unfinished(path)
+            with open(unfinished, "wb") as file:
+                np.save(file, found)
+            unfinished.replace(path)
+    return found
 
 
 def _pair(teacher):
@@ -886,7 +907,8 @@ def imitate(table, folder, backbone, networks, epochs=20, recipe=IMITATION, seed
     Parameters
     ----------
     table : cleaned rows; those kept of the fold "train" are used, but for the tuning part (see `split`)
-    folder : as for `pretrain_gender`
+    folder : as for `pretrain_gender`. What the networks find is kept beside it, in the folder that it lies in: who
+        imitates them in the same pictures there reads it
     backbone : the network to train (see `models.mobilefacenet`)
     networks : what to imitate (see `Features`). Where the recipe draws masks, or shows the eyes alone, they see the
         bare face all the same, as a `Teacher` does
@@ -898,8 +920,13 @@ def imitate(table, folder, backbone, networks, epochs=20, recipe=IMITATION, seed
     learn, _ = split(table)
     size = backbone.input_shape[2]
     crops, points = _seen(learn, size, recipe, folder)
+    key = hashlib.sha1(_fingerprint(learn).encode())
+    for network in networks:
+        for weights in network.get_weights():
+            key.update(weights)
     wanted = Features(networks, {s: batches.open_crops(learn["crop"], s)
-                                 for s in {net.input_shape[1] for net in networks}}, engine)
+                                 for s in {net.input_shape[1] for net in networks}}, engine,
+                      Path(folder).parent / f"features-{key.hexdigest()[:12]}.npy")
     keras.utils.set_random_seed(seed)
     model = imitator(backbone, wanted.number)
     history = fit(model, crops, learn, epochs, recipe, _in_new_order(learn, seed), size, folder, None, seed,
@@ -978,8 +1005,8 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
         `width`
     beside : cleaned rows without an age (CelebA's) or with one outside 18..65, for recipes that give them
         places in a batch
-    recipe : PUBLISHED or OURS, HALF_AS_VARIED, SETTLING, COVERED or OCULAR, or one made from them with `_replace`.
-        With its `every_age` the model returned tells 117 ages apart: `models.narrow` makes the 48 of it.
+    recipe : PUBLISHED or OURS, HALF_AS_VARIED, SETTLING, PLAIN, COVERED or OCULAR, or one made from them with
+        `_replace`. With its `every_age` the model returned tells 117 ages apart: `models.narrow` makes the 48 of it.
     engine : what computes the steps, "keras" or "fast" (see `fast`)
     teachers : trained networks with the recipe's ages to learn from, or pairs of them (see `Teacher`)
     views : epochs until the pupil sees the same views, and hears the same answers, again (see `Teacher`); without
