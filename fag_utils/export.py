@@ -211,7 +211,7 @@ def profile(model, path, runs=200):
             if node.node_type.startswith(("Convolution", "GroupConvolution", "FullyConnected")):
                 times.setdefault(node.node_name, []).append(node.real_time.total_seconds() * 1e6)
                 kernels[node.node_name] = node.exec_type
-    layers = [layer for layer in model.layers if _kind(layer) in ("Conv2D", "DepthwiseConv2D", "Dense")]
+    layers = [layer for layer in model.layers if _kind(layer) in (*CONVOLUTIONS, "Dense")]
     if len(times) != len(layers):
         raise ExportError(f"OpenVINO computes {len(times)} layers, the network has {len(layers)}: is it the same?")
     each, rates, rows = 1 if "I8" in "".join(kernels.values()).upper() else 4, machine_rates(), []
@@ -424,8 +424,7 @@ def folded(model):
             gamma, beta, mean, variance = (np.asarray(w, "float64") for w in norm.get_weights())
             scale = gamma / np.sqrt(variance + norm.epsilon)
             kernel, *bias = layer.get_weights()
-            shape = (-1, 1) if isinstance(layer, layers.DepthwiseConv2D) else (-1,)
-            weights[layer.name] = [(kernel * scale.reshape(shape)).astype("float32"),
+            weights[layer.name] = [_scaled(layer, kernel, scale).astype("float32"),
                                    ((sum(bias) - mean) * scale + beta).astype("float32")]
             config["use_bias"] = True
         return type(layer).from_config(config)
@@ -437,6 +436,11 @@ def folded(model):
     for layer in new.layers:
         layer.set_weights(weights.get(layer.name, []))
     return new
+
+
+def _scaled(convolution, kernel, factors):
+    """A kernel with each output channel times its factor, (channels,)."""
+    return kernel * factors.reshape((-1, 1) if _kind(convolution) == "DepthwiseConv2D" else (-1,))
 
 
 def turned(model):
@@ -459,9 +463,8 @@ def turned(model):
         (convolution,) = before
         kernel, bias = convolution.get_weights()
         factor = np.where(steep, -slope.reshape(-1), 1)
-        shape = (-1, 1) if _kind(convolution) == "DepthwiseConv2D" else (-1,)
-        convolution.set_weights([kernel * factor.reshape(shape), bias * factor])
-        layer.set_weights([np.where(slope > 1, 1 / np.where(slope > 1, slope, 1), slope)])
+        convolution.set_weights([_scaled(convolution, kernel, factor), bias * factor])
+        layer.set_weights([np.minimum(slope, 1 / np.maximum(slope, 1))])
         for other in after:
             kernel, *bias = other.get_weights()
             other.set_weights([kernel * np.where(steep, -1, 1)[:, None], *bias])

@@ -642,13 +642,18 @@ def _once(path, compute):
         return np.load(path)
     found = compute()
     if path and course.is_first():
-        with course.writing(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = course.unfinished(path)
-            with open(unfinished, "wb") as file:
-                np.save(file, found)
-            unfinished.replace(path)
+        _write(path, found)
     return found
+
+
+def _write(path, array):
+    """An array into a file that is whole or not there."""
+    with course.writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = course.unfinished(path)
+        with open(unfinished, "wb") as file:
+            np.save(file, array)
+        unfinished.replace(path)
 
 
 def _pair(teacher):
@@ -983,12 +988,7 @@ def landmarks(crops, folder):
     if path.exists() and (kept := np.load(path)).dtype.names and str(kept["key"]) == key:
         return kept["points"]
     points, _ = faces.crop_landmarks(crops, cleaning.CROP_MARGIN)
-    with course.writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = course.unfinished(path)
-        with open(unfinished, "wb") as file:
-            np.save(file, np.array((key, points), [("key", "U40"), ("points", points.dtype, points.shape)]))
-        unfinished.replace(path)
+    _write(path, np.array((key, points), [("key", "U40"), ("points", points.dtype, points.shape)]))
     return points
 
 
