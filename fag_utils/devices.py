@@ -162,6 +162,8 @@ class SharedEngine(training.KerasEngine):
         for head, output in outputs.items():
             target, weight = targets[head], weights[head]
             loss += tf.reduce_sum(self.model.loss[head].call(target, output) * weight) / whole
+            if head == "features":  # nothing to be right about: the loss says it all
+                continue
             if head == "age":
                 target = target if len(target.shape) == 2 else tf.one_hot(target, output.shape[-1])
                 (mean, _), (wanted, inside) = training._expectation(output), training._expectation(target)

@@ -904,7 +904,7 @@ def pretrain_identity(table, folder, backbone, epochs=8, recipe=OURS, at_least=3
 
 
 def imitate(table, folder, backbone, networks, epochs=20, recipe=IMITATION, seed=0, progress=True, on_epoch=None,
-            engine="keras"):
+            engine="keras", devices="one"):
     """Teach a backbone to find in faces what larger networks find there, in place: (model, history).
 
     No label is needed. What millions of faces taught them is passed on with a few thousand.
@@ -917,7 +917,7 @@ def imitate(table, folder, backbone, networks, epochs=20, recipe=IMITATION, seed
     backbone : the network to train (see `models.mobilefacenet`)
     networks : what to imitate (see `Features`). Where the recipe draws masks, or shows the eyes alone, they see the
         bare face all the same, as a `Teacher` does
-    epochs, recipe, seed, progress, on_epoch, engine : as for `pretrain_gender`
+    epochs, recipe, seed, progress, on_epoch, engine, devices : as for `pretrain_gender`
 
     The loss is the mean squared difference of the features, whose variance is 1: what a backbone that tells no face
     from another would reach. Errors as for `pretrain_gender`.
@@ -935,7 +935,7 @@ def imitate(table, folder, backbone, networks, epochs=20, recipe=IMITATION, seed
     keras.utils.set_random_seed(seed)
     model = imitator(backbone, wanted.number)
     history = fit(model, crops, learn, epochs, recipe, _in_new_order(learn, seed), size, folder, None, seed,
-                  progress, on_epoch, engine, wanted, points)
+                  progress, on_epoch, engine, wanted, points, devices)
     return model, history
 
 

@@ -12,11 +12,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_training import FIGURES, SMALL, train
+from test_training import FIGURES, SMALL, drawn_faces, train
 
 import fag_utils
 from fag_utils import batches, course, devices
 
+THREE = """
+    # three devices of one machine: parts of 5, 5 and 6 pictures
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 3)
+    mirrored = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(3)])
+    devices.strategy = lambda name: mirrored
+"""
 START = textwrap.dedent("""
     import json, os, sys, time
     import tensorflow as tf
@@ -26,12 +33,8 @@ START = textwrap.dedent("""
         devices.strategy(kind)
         with open(f"{folder}/pids", "a") as file:
             file.write(f"{os.getpid()}\\n")
-    else:  # three devices of one machine: parts of 5, 5 and 6 pictures
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 3)
-        mirrored = tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(3)])
-        devices.strategy = lambda name: mirrored
-    """) + SMALL.replace("progress=False,", "progress=False, devices=kind,") + textwrap.dedent("""
+    else:
+    """) + THREE + SMALL.replace("progress=False,", "progress=False, devices=kind,") + textwrap.dedent("""
     # Slow enough to be killed between two checkpoints.
     model, history = train(folder, (lambda h: time.sleep(0.5)) if kind == "workers" else None)
     if course.is_first():
@@ -61,6 +64,34 @@ def test_three_devices_of_a_machine_have_the_losses_of_one(one, tmp_path):
         code = start(tmp_path / "program.py", "all", tmp_path, log=log).wait(600)
     assert code == 0, (tmp_path / "log").read_text()[-3000:]
     same_curve(tmp_path, one)
+
+
+IMITATE = textwrap.dedent("""
+    import keras, pandas as pd
+    from fag_utils import training
+    from fag_utils.models import mobilefacenet
+
+    def imitate(folder, **settings):
+        keras.utils.set_random_seed(0)
+        pupil, other = mobilefacenet(32, 0.25), mobilefacenet(32, 0.5)
+        table = pd.read_pickle(f"{folder}/table.pkl")
+        settings |= {"epochs": 4, "progress": False}
+        return training.imitate(table, f"{folder}/{len(settings)}", pupil, [other], **settings)[1]
+    """)
+exec(IMITATE)
+
+
+def test_three_devices_imitate_as_one(tmp_path):
+    drawn_faces(tmp_path).to_pickle(tmp_path / "table.pkl")
+    (tmp_path / "program.py").write_text(
+        "import sys\nimport tensorflow as tf\nfrom fag_utils import devices\n" + textwrap.dedent(THREE) + IMITATE
+        + "imitate(sys.argv[1], devices='all').to_pickle(sys.argv[1] + '/history.pkl')\n")
+    with open(tmp_path / "log", "w") as log:
+        code = start(tmp_path / "program.py", tmp_path, log=log).wait(600)
+    assert code == 0, (tmp_path / "log").read_text()[-3000:]
+    shared, alone = pd.read_pickle(tmp_path / "history.pkl"), imitate(tmp_path)  # noqa: F821
+    assert set(shared) == {"epoch", "loss", "seconds", "pictures_per_second"} and len(shared) == 4
+    np.testing.assert_allclose(shared["loss"], alone["loss"], rtol=1e-3)
 
 
 @pytest.mark.slow
