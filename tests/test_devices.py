@@ -71,12 +71,12 @@ IMITATE = textwrap.dedent("""
     from fag_utils import training
     from fag_utils.models import mobilefacenet
 
-    def imitate(folder, **settings):
+    def imitate(folder, devices):
         keras.utils.set_random_seed(0)
         pupil, other = mobilefacenet(32, 0.25), mobilefacenet(32, 0.5)
         table = pd.read_pickle(f"{folder}/table.pkl")
-        settings |= {"epochs": 4, "progress": False}
-        return training.imitate(table, f"{folder}/{len(settings)}", pupil, [other], **settings)[1]
+        return training.imitate(
+            table, f"{folder}/{devices}", pupil, [other], epochs=4, progress=False, devices=devices)[1]
     """)
 exec(IMITATE)
 
@@ -85,11 +85,11 @@ def test_three_devices_imitate_as_one(tmp_path):
     drawn_faces(tmp_path).to_pickle(tmp_path / "table.pkl")
     (tmp_path / "program.py").write_text(
         "import sys\nimport tensorflow as tf\nfrom fag_utils import devices\n" + textwrap.dedent(THREE) + IMITATE
-        + "imitate(sys.argv[1], devices='all').to_pickle(sys.argv[1] + '/history.pkl')\n")
+        + "imitate(sys.argv[1], 'all').to_pickle(sys.argv[1] + '/history.pkl')\n")
     with open(tmp_path / "log", "w") as log:
         code = start(tmp_path / "program.py", tmp_path, log=log).wait(600)
     assert code == 0, (tmp_path / "log").read_text()[-3000:]
-    shared, alone = pd.read_pickle(tmp_path / "history.pkl"), imitate(tmp_path)  # noqa: F821
+    shared, alone = pd.read_pickle(tmp_path / "history.pkl"), imitate(tmp_path, "one")  # noqa: F821
     assert set(shared) == {"epoch", "loss", "seconds", "pictures_per_second"} and len(shared) == 4
     np.testing.assert_allclose(shared["loss"], alone["loss"], rtol=1e-3)
 
