@@ -299,6 +299,21 @@ def blend(pictures, share, seed):
     return pictures + part * (tf.roll(pictures, 1, axis=0) - pictures), which
 
 
+def targets_of(table, every_age=False):
+    """What is to be answered, and whether it is known: (targets, weights), dicts of an array for each head.
+
+    age : (n,) int32, classes 0..47, or with `every_age` 0..116; weight 0 where it is missing or outside
+    gender : (n, 2) float32, one-hot; weight 0 where it is missing
+    """
+    age, male = table["age"].to_numpy("float64"), table["male"].to_numpy("float64")
+    first, classes = (0, labels.N_EVERY_AGE) if every_age else (labels.MIN_AGE, labels.N_AGES)
+    age_known = (age >= first) & (age < first + classes)
+    male_known = ~np.isnan(male)
+    targets = {"age": np.where(age_known, age - first, 0).astype("int32"),
+               "gender": np.eye(2, dtype="float32")[np.where(male_known, male, 0).astype(int)]}
+    return targets, {"age": age_known.astype("float32"), "gender": male_known.astype("float32")}
+
+
 def dataset(crops, table, rows, size, augmentation=NO_AUGMENTATION, seed=0, heads=("age", "gender"),
             every_age=False, ahead=2, blended=0.0, points=None, eyes=None):
     """tf.data of (pictures, targets, weights) for the given rows (steps, batch_size) of a table.
@@ -313,14 +328,8 @@ def dataset(crops, table, rows, size, augmentation=NO_AUGMENTATION, seed=0, head
     `points` are the crops' landmarks, (n, 5, 2), to which masks are fitted, `eyes` is for ocular networks (see
     `see`). A network may also have the head "masked": (batch, 2) one-hot, whether a mask was drawn.
     """
-    age, male = table["age"].to_numpy("float64"), table["male"].to_numpy("float64")
-    first, classes = (0, labels.N_EVERY_AGE) if every_age else (labels.MIN_AGE, labels.N_AGES)
-    age_known = (age >= first) & (age < first + classes)
-    age_class = np.where(age_known, age - first, 0).astype("int32")
-    male_known = ~np.isnan(male)
-    gender = np.eye(2, dtype="float32")[np.where(male_known, male, 0).astype(int)]
-    targets = {"age": tf.constant(age_class), "gender": tf.constant(gender)}
-    weights = {"age": tf.constant(age_known, tf.float32), "gender": tf.constant(male_known, tf.float32)}
+    targets, weights = ({head: tf.constant(column) for head, column in columns.items()}
+                        for columns in targets_of(table, every_age))
     crops = ready(crops)  # a tensor is taken as it is, an array is copied
     points = None if points is None else tf.constant(points, tf.float32)
 

@@ -29,6 +29,7 @@ from fag_utils.models import (
     imitator,
     mask_classifier,
     mobilefacenet,
+    reader,
 )
 from fag_utils.table import fold_keys, hash_fold
 
@@ -162,6 +163,8 @@ OCULAR = PLAIN._replace(name="ocular", learning_rate=2e-3, eyes="both")
 MASKS = OURS._replace(name="masks", balance="shuffled", augmentation=batches.Augmentation(mask=0.5))
 # What another network finds in a face: no labels, so nothing to balance, and no picture laid over another.
 IMITATION = HALF_AS_VARIED._replace(name="imitation", balance="shuffled", blended=0.0)
+# Heads that read what frozen networks find (see `FrozenTeacher`): small, and soon done.
+READING, READING_BATCH = OURS._replace(name="reading", learning_rate=2e-3, average=False), 256
 
 
 class FusedBatchNormalization(keras.layers.BatchNormalization):
@@ -563,14 +566,18 @@ class Teacher:
     views : the pupil sees this many epochs of different views, then the same once more, and again, with the answers
         that were given the first time: large teachers take longer than a small pupil's step. None: ever new ones
 
+    frozen : pairs of a `FrozenTeacher` and its answers to the table's pictures
+
     ValueError for views below 1, and for what is neither a network nor two of one input.
     """
 
-    def __init__(self, networks, crops, engine="keras", views=None):
+    def __init__(self, networks, crops, engine="keras", views=None, frozen=()):
         if views is not None and views < 1:
             raise ValueError(f"views must be a number of epochs, 1 or more, or None; got {views}")
         each = [_pair(network) for network in networks]
-        self.name, self.views = ", ".join(network.name for pair in each for network in pair), views
+        names = [network.name for pair in each for network in pair] + [teacher.name for teacher, _ in frozen]
+        self.name, self.views, self.frozen = ", ".join(names), views, [answers for _, answers in frozen]
+        self.weights = [1] * len(each) + [teacher.weight for teacher, _ in frozen]
         self.pairs = any(len(pair) > 1 for pair in each)
         self.crops = {size: batches.ready(stored) for size, stored in crops.items()}
         self.networks = [(pair[0].input_shape[1], [answering(network, engine) for network in pair]) for pair in each]
@@ -595,7 +602,80 @@ class Teacher:
         for index, *seen in zip(rows, *data, strict=True):
             view = {size: pictures for size, (pictures, *_) in zip(sizes, seen, strict=True)}
             each = [_divided(pair, view[size], unseen[index]) for size, pair in self.networks]
-            yield {head: np.mean([answer[head] for answer in each], axis=0) for head in each[0]}
+            each += [{head: said[index] for head, said in answers.items()} for answers in self.frozen]
+            yield {head: np.average([answer[head] for answer in each], 0, self.weights).astype("float32")
+                   for head in each[0]}
+
+
+class FrozenTeacher:
+    """A teacher whose networks are left as they are: what they find in a face, and heads that learned to read it.
+
+    What frozen networks find in a picture is found once, and heads learn to read it in seconds (chapter 08). So the
+    people can be cut into many parts, and each part is answered by heads that learned from all the others
+    (cross-fitting: Chernozhukov et al. 2018): they have seen most of the people, where one of a pair has seen half.
+    Who is in the tuning part is answered by the mean of all heads, for none has learned from them. A picture has one
+    answer, the mean of the answers to it as it is and to its mirror image.
+
+    networks : backbones for pictures of one size (see `models.face_resnet`)
+    table : cleaned rows; those kept of the fold "train" can be answered
+    folder : where the answers are kept: who asks the same networks about the same pictures there reads them
+    parts, epochs : of the people; over what is found, for each head
+    weight : as how many of the other teachers this one counts (see `Teacher`)
+
+    ValueError for fewer than two parts, networks of several sizes, and a picture that isn't in the table.
+    """
+
+    def __init__(self, networks, table, folder, parts=5, epochs=12, weight=4, engine="keras"):
+        self.sizes = {network.input_shape[1] for network in networks}
+        if parts < 2 or len(self.sizes) != 1:
+            raise ValueError(f"a frozen teacher takes networks of one size and two parts or more; got the sizes "
+                             f"{sorted(self.sizes)} and {parts}")
+        known = table["keep"] & table["crop"].notna() & (table["fold"] == "train")
+        self.networks, self.table = networks, table[known].reset_index(drop=True)
+        self.parts, self.epochs, self.weight, self.engine = parts, epochs, weight, engine
+        self.name = f"{parts} heads on " + " and ".join(network.name for network in networks)
+        key = _key(self.table, networks, *(self.table[label].to_numpy("float64") for label in ("age", "male")))
+        self.file = Path(folder) / f"said-{key}-{parts}-{epochs}.npy"
+
+    def answers(self, table):
+        """What it says of each row's picture: {"age": (n, 117), "gender": (n, 2)}, float32 probabilities."""
+        rows = pd.Index(self.table["crop"]).get_indexer(table["crop"])
+        if (rows < 0).any():
+            raise ValueError(f"the frozen teacher was not shown {table['crop'].iloc[np.argmin(rows)]}")
+        said = self._said[rows]
+        return {"age": said[:, :-2], "gender": said[:, -2:]}
+
+    @functools.cached_property
+    def _said(self):
+        """Of all rows: (n, 119) float32, the 117 ages and the two genders."""
+        return _once(self.file, self._say)
+
+    def _say(self):
+        size, = self.sizes
+        crops = batches.ready(batches.open_crops(self.table["crop"], size))
+        found = np.stack([np.hstack([embed(network, crops, size, self.engine, mirror) for network in self.networks])
+                          for mirror in (False, True)])
+        learn, _ = split(self.table)
+        learned = (self.table["crop"].isin(learn["crop"]) & self.table["male"].notna()).to_numpy()
+        part, said = _part(self.table, self.parts), 0.0
+        for number in range(self.parts):
+            others = learned & (part != number)
+            heads = self._learn(found[:, others], self.table[others], number)
+            told = [np.hstack([answer[head] for head in ("age", "gender")])
+                    for answer in (heads.predict(seen, batch_size=1024, verbose=0) for seen in found)]
+            asked = np.where(self.table["crop"].isin(learn["crop"]), part == number, 1 / self.parts)
+            said = said + asked[:, None].astype("float32") * np.mean(told, axis=0)
+        return said
+
+    def _learn(self, found, table, number):
+        keras.utils.set_random_seed(number)
+        heads, found = reader(found.shape[-1]), np.concatenate(found)
+        heads.get_layer("normalise").adapt(found)
+        targets, sure = batches.targets_of(pd.concat([table, table]), every_age=True)
+        steps = -(-len(found) // READING_BATCH)
+        compile_model(heads, READING, self.epochs * steps, steps)
+        heads.fit(found, targets, READING_BATCH, self.epochs, verbose=0, sample_weight=sure)
+        return heads
 
 
 class Features:
@@ -634,6 +714,14 @@ class Features:
         """The batches of `data` with features, (batch, f) float32, in place of their targets."""
         for (pictures, *_), index in zip(data, rows, strict=True):
             yield pictures, {"features": self.found[index]}, {"features": np.ones(len(index), "float32")}
+
+
+def _key(table, networks, *arrays):
+    """What a file is named by that holds what networks find in a table's pictures: 12 hexadecimal digits."""
+    key = hashlib.sha1(_fingerprint(table).encode())
+    for array in (*(weights for network in networks for weights in network.get_weights()), *arrays):
+        key.update(np.ascontiguousarray(array))
+    return key.hexdigest()[:12]
 
 
 def _once(path, compute):
@@ -729,9 +817,11 @@ def soft_targets(targets, weights, answers, recipe):
     return mixed, sure
 
 
-def embed(backbone, crops, size, engine="keras"):
-    """What a backbone answers to stored crops, not augmented: (n, features) float32."""
+def embed(backbone, crops, size, engine="keras", mirror=False):
+    """What a backbone answers to stored crops, not augmented, or to their mirror images: (n, features) float32."""
     data = batches.in_order(crops, size)
+    if mirror:
+        data = data.map(lambda pictures: pictures[:, :, ::-1])
     if engine == "fast":
         from fag_utils import fast
 
@@ -925,13 +1015,9 @@ def imitate(table, folder, backbone, networks, epochs=20, recipe=IMITATION, seed
     learn, _ = split(table)
     size = backbone.input_shape[2]
     crops, points = _seen(learn, size, recipe, folder)
-    key = hashlib.sha1(_fingerprint(learn).encode())
-    for network in networks:
-        for weights in network.get_weights():
-            key.update(weights)
     wanted = Features(networks, {s: batches.open_crops(learn["crop"], s)
                                  for s in {net.input_shape[1] for net in networks}}, engine,
-                      Path(folder).parent / f"features-{key.hexdigest()[:12]}.npy")
+                      Path(folder).parent / f"features-{_key(learn, networks)}.npy")
     keras.utils.set_random_seed(seed)
     model = imitator(backbone, wanted.number)
     history = fit(model, crops, learn, epochs, recipe, _in_new_order(learn, seed), size, folder, None, seed,
@@ -1008,7 +1094,8 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
     recipe : PUBLISHED or OURS, HALF_AS_VARIED, SETTLING, PLAIN, COVERED or OCULAR, or one made from them with
         `_replace`. With its `every_age` the model returned tells 117 ages apart: `models.narrow` makes the 48 of it.
     engine : what computes the steps, "keras" or "fast" (see `fast`)
-    teachers : trained networks with the recipe's ages to learn from, or pairs of them (see `Teacher`)
+    teachers : trained networks with the recipe's ages to learn from, or pairs of them (see `Teacher`), or a
+        `FrozenTeacher`
     views : epochs until the pupil sees the same views, and hears the same answers, again (see `Teacher`); without
         teachers every epoch has new ones
     devices : what shares the steps, "one", "all" or "workers" (see `fit`)
@@ -1035,8 +1122,14 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
     steps = max(1, len(learn) // (batches.BATCH_SIZE - places))
     teacher = None
     if teachers:
-        sizes = {_pair(network)[0].input_shape[1] for network in teachers}
-        teacher = Teacher(teachers, {s: batches.open_crops(everything["crop"], s) for s in sizes}, engine, views)
+        frozen = [(one, one.answers(everything)) for one in teachers if isinstance(one, FrozenTeacher)]
+        if frozen and (recipe.blended or not recipe.every_age):
+            raise ValueError(f"the recipe {recipe.name} doesn't suit a frozen teacher, which tells 117 ages, and of "
+                             "pictures over which no other is laid: it needs every_age, and blended 0")
+        networks = [one for one in teachers if not isinstance(one, FrozenTeacher)]
+        sizes = {_pair(network)[0].input_shape[1] for network in networks}
+        seen = {s: batches.open_crops(everything["crop"], s) for s in sizes}
+        teacher = Teacher(networks, seen, engine, views, frozen)
     halves = half(everything) if teacher and teacher.pairs else None
 
     def epoch_rows(epoch):
@@ -1066,6 +1159,11 @@ def half(table):
     """Which half of the people each row belongs to: (n,) 0 or 1, the same on every machine, and for every table."""
     folds = [hash_fold(f"half {key}", test=1, validation=None, parts=2) for key in fold_keys(table)]
     return np.array([fold == "test" for fold in folds], int)
+
+
+def _part(table, parts):
+    """As `half`, for more parts: (n,) 0 to parts - 1."""
+    return np.array([int(hashlib.sha1(f"part {key}".encode()).hexdigest(), 16) % parts for key in fold_keys(table)])
 
 
 def split(table):

@@ -433,6 +433,71 @@ def test_of_a_pair_the_teacher_answers_that_has_not_seen_the_face(tmp_path, monk
     assert said["age"][:, 0].tolist() == [1, 0, 0, 1]
 
 
+def test_a_frozen_teacher_speaks_of_nobody_whom_it_learned_from(tmp_path, monkeypatch):
+    """What is learned by heart from labels that say nothing is no use to tell them of other people."""
+    table = drawn_faces(tmp_path)
+    table["male"] = np.random.default_rng(0).integers(0, 2, len(table)) * 1.0
+    learn, tune = training.split(table)
+    learned, learn_heads = {}, training.FrozenTeacher._learn
+
+    def watched(self, found, people, number):
+        heads = learn_heads(self, found, people, number)
+        said = heads.predict(found[0], verbose=0)["gender"][:, 1] > 0.5
+        learned[number] = set(people["crop"]), (said == people["male"]).mean()
+        return heads
+
+    monkeypatch.setattr(training.FrozenTeacher, "_learn", watched)
+    frozen = training.FrozenTeacher([backbone(32)], table, tmp_path, epochs=60)
+    said = frozen.answers(learn)
+    assert said["age"].shape == (len(learn), 117) and said["gender"].shape == (len(learn), 2)
+    for answer in said.values():
+        np.testing.assert_allclose(answer.sum(axis=1), 1, atol=1e-4)
+    assert min(accuracy for _, accuracy in learned.values()) > 0.9  # they know by heart
+    assert ((said["gender"][:, 1] > 0.5) == learn["male"]).mean() < 0.65  # and it helps nobody
+    times = learn["crop"].map(lambda crop: sum(crop in seen for seen, _ in learned.values()))
+    assert (times == 4).all() and not any(seen & set(tune["crop"]) for seen, _ in learned.values())
+
+    monkeypatch.setattr(training, "embed", None)  # who asks again, or in another order, hears what was kept
+    again = training.FrozenTeacher(frozen.networks, table, tmp_path, epochs=60).answers(learn[::-1])
+    np.testing.assert_array_equal(again["age"][::-1], said["age"])
+    with pytest.raises(TypeError):  # other labels, other heads
+        training.FrozenTeacher(frozen.networks, table.assign(male=1.0), tmp_path, epochs=60).answers(learn)
+    with pytest.raises(ValueError, match="was not shown elsewhere.jpg"):
+        frozen.answers(learn.assign(crop="elsewhere.jpg"))
+    with pytest.raises(ValueError, match=r"one size and two parts or more; got the sizes \[24, 32\] and 5"):
+        training.FrozenTeacher([backbone(32), backbone(24)], table, tmp_path)
+
+
+def test_a_frozen_teacher_counts_as_many(tmp_path, monkeypatch):
+    """Its answers are mixed with those of the networks that see each view; two faces in one it can't have seen."""
+    table = drawn_faces(tmp_path)
+    keras.utils.set_random_seed(0)
+    network = tiny((32, 32))
+    frozen = training.FrozenTeacher([backbone(32)], table, tmp_path, parts=2, epochs=2, weight=3)
+    mixed, answers = [], training.Teacher.answers
+
+    def checked(self, everything, rows, see):
+        alone = training.Teacher([network], self.crops)
+        for index, one, both in zip(rows, answers(alone, everything, rows, see), answers(self, everything, rows, see),
+                                    strict=True):
+            slow = frozen.answers(everything.iloc[index])
+            for head in both:
+                np.testing.assert_allclose(both[head], (one[head] + 3 * slow[head]) / 4, atol=1e-5)
+            mixed.append(len(index))
+            yield both
+
+    monkeypatch.setattr(training.Teacher, "answers", checked)
+    for name, teachers in (("both", [network, frozen]), ("frozen", [frozen])):
+        if name == "frozen":
+            monkeypatch.setattr(training.Teacher, "answers", answers)
+        _, history = training.train_multitask(table, tmp_path / name, tiny((32, 32)), epochs=2, recipe=training.PLAIN,
+                                              progress=False, teachers=teachers)
+        assert np.isfinite(history[["loss", "tune_mae", "tune_accuracy"]].to_numpy()).all()
+    assert sum(mixed) > 200
+    with pytest.raises(ValueError, match="ours doesn't suit a frozen teacher"):
+        training.train_multitask(table, tmp_path / "blended", tiny((32, 32)), teachers=[frozen])
+
+
 def tiny(shape, ages=labels.N_EVERY_AGE):
     """A network with both heads for pictures of this (height, width), built and traced in no time."""
     picture = keras.Input((*shape, 3))

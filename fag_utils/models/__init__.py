@@ -1,7 +1,7 @@
 """The networks of the course.
 
 `models.mobilefacenet` is the function; its module's other names are here as well, and those of `light`, `mobile`,
-`face_resnet`, `teachers`, `transfer`, `classic` and `attention`.
+`face_resnet`, `face_mobilenet`, `teachers`, `transfer`, `classic` and `attention`.
 """
 
 from fag_utils.models.attention import (
@@ -32,6 +32,7 @@ from fag_utils.models.classic import (
     vgg_face,
     with_classes,
 )
+from fag_utils.models.face_mobilenet import face_mobilenet
 from fag_utils.models.face_resnet import FACE_RESNET, face_recogniser, face_resnet
 from fag_utils.models.light import (
     EFFICIENTNET_LITE0,
@@ -72,7 +73,7 @@ from fag_utils.models.mobilefacenet import (
     normalise,
     widen,
 )
-from fag_utils.models.teachers import TEACHERS, kept_teacher, kept_teachers
+from fag_utils.models.teachers import TEACHERS, face_networks, kept_teacher, kept_teachers
 from fag_utils.models.transfer import (
     Cosine,
     blocks,
@@ -81,6 +82,7 @@ from fag_utils.models.transfer import (
     features,
     group_gender,
     imitator,
+    reader,
 )
 
 __all__ = [
@@ -118,6 +120,8 @@ __all__ = [
     "depthwise",
     "efficientnet_lite0",
     "ensemble",
+    "face_mobilenet",
+    "face_networks",
     "face_recogniser",
     "face_recogniser_head",
     "face_resnet",
@@ -146,6 +150,7 @@ __all__ = [
     "normalise",
     "normalise_relu6",
     "read_vgg_face",
+    "reader",
     "residual_attention",
     "residual_unit",
     "resnet",

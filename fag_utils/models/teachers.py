@@ -2,6 +2,7 @@
 
 from fag_utils.labels import N_EVERY_AGE
 from fag_utils.models.checkpoints import kept_weights
+from fag_utils.models.face_mobilenet import face_mobilenet
 from fag_utils.models.face_resnet import face_resnet
 from fag_utils.models.light import efficientnet_lite0
 from fag_utils.models.mobilefacenet import add_age_branch, gender_classifier
@@ -26,3 +27,11 @@ def kept_teachers(kept):
     """
     return [tuple(kept_teacher(backbone, kept(f"04_teacher_{name}_{half}")) for half in (0, 1))
             for name, backbone in TEACHERS.items()]
+
+
+def face_networks(kept):
+    """The networks that know faces by the million and are left as they are: to imitate, and for a `FrozenTeacher`.
+
+    kept : as for `kept_teachers`
+    """
+    return [face_mobilenet(112, kept("face_mobilenet")), face_resnet(112, "faces")]

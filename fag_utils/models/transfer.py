@@ -10,7 +10,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from fag_utils.models.mobilefacenet import BATCH_NORM_MOMENTUM, _head
+from fag_utils.labels import N_EVERY_AGE
+from fag_utils.models.mobilefacenet import BATCH_NORM_MOMENTUM, _head, age_gender
 
 
 def group_gender(backbone, dropout=0.2, groups=8):
@@ -70,6 +71,18 @@ def body(network):
     """
     before = [layer for layer in network.layers if layer.name == "gender_dropout"]  # as every gender head has it
     return keras.Model(network.input, before[0].input, name=f"{network.name}_body") if before else network
+
+
+def reader(features, units=512):
+    """Heads that read what frozen networks find: (n, features) float32 -> {"age": (n, 117), "gender": (n, 2)}.
+
+    The first layer, `normalise`, brings each number to mean 0 and variance 1, once it is adapted to some.
+    """
+    found = keras.Input((features,), name="found")
+    x = layers.Dropout(0.2, name="forget")(layers.Normalization(name="normalise")(found))
+    x = layers.Dense(units, use_bias=False, name="read")(x)
+    x = layers.ReLU(name="read_relu")(layers.BatchNormalization(name="read_norm")(x))
+    return age_gender(keras.Model(found, x, name="reader"), dropout=0.5, ages=N_EVERY_AGE)
 
 
 def imitator(backbone, features):
