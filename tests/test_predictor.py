@@ -259,10 +259,25 @@ def test_a_masked_face_is_told_and_answered_for_by_the_network_for_it(network):
             people.append(network.predict_photo(occlusion.wear_photo(photo, face, masks)))
         people = pd.concat(people)
         assert len(people) == 4 and (people["masked_probability"] > 0.8).all(), kind
-        assert (people["male_probability"] < 0.5).all() and people["male_probability"].mean() < 0.3, kind
+        assert people["male_probability"].mean() < 0.5, kind  # of one face with short hair: more of people below
         assert abs(people["age"].mean() - 38) < 12, kind
     (bare,) = network.predict_photo(photo).to_dict("records")
     assert bare["masked_probability"] < 0.2
+
+
+def test_of_people_in_masks_most_are_told_rightly(network):
+    drawn, asked = datasets.classroom.sample(24, seed=3, size=200)
+    points, _ = faces.crop_landmarks(drawn)
+    told = []
+    for number, kind in enumerate(occlusion.KINDS):
+        some = slice(8 * number, 8 * number + 8)
+        masked = occlusion.wear_crops(drawn[some], 5, points=points[some], kind=kind, nose=True)
+        told += [network.predict_photo(evaluation.scene(face, seed)) for seed, face in enumerate(masked)]
+    assert all(len(people) for people in told), "each face is found"
+    told = pd.concat([people.iloc[:1] for people in told])
+    assert (told["masked_probability"] >= predictor.MASKED).mean() > 0.9
+    assert ((told["male_probability"] > 0.5).to_numpy() == (asked["male"] == 1).to_numpy()).mean() > 0.8
+    assert np.abs(told["age"].to_numpy() - asked["age"].to_numpy()).mean() < 12
 
 
 def test_masks_are_looked_for_on_request_only(network):
