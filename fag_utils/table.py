@@ -52,12 +52,17 @@ def usable(table):
     return table[table["reason"].isna()]
 
 
+def hash_part(key, parts):
+    """Which of `parts` equal parts a row belongs to, 0 to parts - 1, by the SHA-1 of `key`."""
+    return int(hashlib.sha1(str(key).encode("utf-8")).hexdigest(), 16) % parts
+
+
 def hash_fold(key, test=0, validation=1, parts=10):
     """Fold of a row by the SHA-1 of `key` (a file name, or a person): the same on every machine.
 
     One tenth each goes to test and validation.
     """
-    part = int(hashlib.sha1(str(key).encode("utf-8")).hexdigest(), 16) % parts
+    part = hash_part(key, parts)
     return "test" if part == test else "validation" if part == validation else "train"
 
 

@@ -31,7 +31,7 @@ from fag_utils.models import (
     mobilefacenet,
     reader,
 )
-from fag_utils.table import fold_keys, hash_fold
+from fag_utils.table import fold_keys, hash_fold, hash_part
 
 
 class AgeDistribution(keras.losses.Loss):
@@ -565,7 +565,6 @@ class Teacher:
     crops : dict size -> stored crops (n, s, s, 3) of the table's pictures (see `batches.load_crops`)
     views : the pupil sees this many epochs of different views, then the same once more, and again, with the answers
         that were given the first time: large teachers take longer than a small pupil's step. None: ever new ones
-
     frozen : pairs of a `FrozenTeacher` and its answers to the table's pictures
 
     ValueError for views below 1, and for what is neither a network nor two of one input.
@@ -656,14 +655,15 @@ class FrozenTeacher:
         found = np.stack([np.hstack([embed(network, crops, size, self.engine, mirror) for network in self.networks])
                           for mirror in (False, True)])
         learn, _ = split(self.table)
-        learned = (self.table["crop"].isin(learn["crop"]) & self.table["male"].notna()).to_numpy()
+        to_learn = self.table["crop"].isin(learn["crop"]).to_numpy()  # the others are the tuning part
+        learned = to_learn & self.table["male"].notna().to_numpy()
         part, said = _part(self.table, self.parts), 0.0
         for number in range(self.parts):
             others = learned & (part != number)
             heads = self._learn(found[:, others], self.table[others], number)
             told = [np.hstack([answer[head] for head in ("age", "gender")])
                     for answer in (heads.predict(seen, batch_size=1024, verbose=0) for seen in found)]
-            asked = np.where(self.table["crop"].isin(learn["crop"]), part == number, 1 / self.parts)
+            asked = np.where(to_learn, part == number, 1 / self.parts)
             said = said + asked[:, None].astype("float32") * np.mean(told, axis=0)
         return said
 
@@ -1122,14 +1122,14 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
     steps = max(1, len(learn) // (batches.BATCH_SIZE - places))
     teacher = None
     if teachers:
-        frozen = [(one, one.answers(everything)) for one in teachers if isinstance(one, FrozenTeacher)]
+        frozen = [one for one in teachers if isinstance(one, FrozenTeacher)]
         if frozen and (recipe.blended or not recipe.every_age):
             raise ValueError(f"the recipe {recipe.name} doesn't suit a frozen teacher, which tells 117 ages, and of "
                              "pictures over which no other is laid: it needs every_age, and blended 0")
         networks = [one for one in teachers if not isinstance(one, FrozenTeacher)]
         sizes = {_pair(network)[0].input_shape[1] for network in networks}
         seen = {s: batches.open_crops(everything["crop"], s) for s in sizes}
-        teacher = Teacher(networks, seen, engine, views, frozen)
+        teacher = Teacher(networks, seen, engine, views, [(one, one.answers(everything)) for one in frozen])
     halves = half(everything) if teacher and teacher.pairs else None
 
     def epoch_rows(epoch):
@@ -1157,13 +1157,12 @@ def train_multitask(table, folder, pretrained=None, beside=None, size=62, width=
 
 def half(table):
     """Which half of the people each row belongs to: (n,) 0 or 1, the same on every machine, and for every table."""
-    folds = [hash_fold(f"half {key}", test=1, validation=None, parts=2) for key in fold_keys(table)]
-    return np.array([fold == "test" for fold in folds], int)
+    return _part(table, 2, "half")
 
 
-def _part(table, parts):
-    """As `half`, for more parts: (n,) 0 to parts - 1."""
-    return np.array([int(hashlib.sha1(f"part {key}".encode()).hexdigest(), 16) % parts for key in fold_keys(table)])
+def _part(table, parts, name="part"):
+    """As `half`, for more parts: (n,) 0 to parts - 1. Another name cuts the people otherwise."""
+    return np.array([hash_part(f"{name} {key}", parts) for key in fold_keys(table)], int)
 
 
 def split(table):
