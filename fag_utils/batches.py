@@ -189,11 +189,15 @@ class Augmentation(NamedTuple):
     blur: float = 0.2  # probability of half the resolution
     erase: float = 0.3  # probability of a hidden rectangle
     mask: float = 0.0  # probability of a drawn face mask
+    hair: float = 0.0  # probability of another person's hair around the face
 
 
 NO_AUGMENTATION = Augmentation(False, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 # As in the reference recipe's training script, whose pictures turn up to 45 degrees.
 REFERENCE_AUGMENTATION = Augmentation(True, 45, 0, 0, 0.2, 0.5, 0.4, 0, 0, 0)
+
+
+FACE_OVAL = 0.36, 0.44  # its two radii, as fractions of the crop's side (see `other_hair`)
 
 
 def see(crops, size, augmentation, seed, points=None, eyes=None):
@@ -202,9 +206,12 @@ def see(crops, size, augmentation, seed, points=None, eyes=None):
     All pictures of a batch are turned, scaled, shifted and mirrored in one sampling of the stored crop,
     then their light, colour and sharpness vary. `seed` is a pair of integers: the same gives the same.
     Face masks are drawn in between, onto the face as it then lies; `points`, of `faces.crop_landmarks`, (n, 5, 2),
-    make them fit better. `masked` tells who wears one. With `eyes`, a key of `faces.EYES`, the network sees no more
-    than the region of the eyes, `size` pixels wide: (n, height, size, 3), of the same turned and shifted face.
+    make them fit better. `masked` tells who wears one. `other_hair` comes after that. With `eyes`, a key of
+    `faces.EYES`, the network sees no more than the region of the eyes, `size` pixels wide: (n, height, size, 3), of
+    the same turned and shifted face. ValueError where such a region is to have other hair.
     """
+    if eyes and augmentation.hair:
+        raise ValueError("augmentation.hair must be 0 for the region of the eyes: there is no hair around it")
     seeds = tf.unstack(tf.random.split(seed, 12))
     n = tf.shape(crops)[0]
 
@@ -241,7 +248,9 @@ def see(crops, size, augmentation, seed, points=None, eyes=None):
         to_frame = tf.stack([mirror * cos * pixel, -sin * pixel, place[0],
                              mirror * sin * pixel, cos * pixel, place[1]], axis=1)
         x = occlusion.wear(x, _mask_seed(seed), a.mask, tf.reshape(to_frame, (-1, 2, 3)), points)
-    if augmentation._replace(mask=0.0) == NO_AUGMENTATION:
+    if a.hair:
+        x = other_hair(x, a.hair, seed)
+    if augmentation._replace(mask=0.0, hair=0.0) == NO_AUGMENTATION:
         return x
 
     def each(value):
@@ -297,6 +306,33 @@ def blend(pictures, share, seed):
     which = tf.random.stateless_uniform((n,), seeds[0]) < share
     part = tf.where(which, tf.random.stateless_uniform((n,), seeds[1]), 0.0)[:, None, None, None]
     return pictures + part * (tf.roll(pictures, 1, axis=0) - pictures), which
+
+
+def other_hair(pictures, share, seed, others=None):
+    """Lay some faces, `share` of them on average, into the hair, and all else, that is around others.
+
+    pictures : (n, s, s, 3) float32, cut as a UTKFace picture is (see `faces`): there an oval holds most faces. How
+    large it is, how soft its edge and where it lies varies a little.
+    others : (n, s, s, 3) float32, whose hair; None: each that of the one before, and the first that of the last
+    The same `seed`, a pair of integers, gives the same.
+
+    In the common sets most women have long hair, and few men: a network can be right by it without a look at the
+    face, by a shortcut (Geirhos et al. 2020). Here the hair tells nothing, and the label stays true.
+    """
+    seeds = tf.unstack(tf.random.split(tf.random.split(seed, 16)[15], 4))  # `see`, `blend` and masks have the others
+    n, height, width = tf.shape(pictures)[0], *pictures.shape[1:3]
+
+    def uniform(i, low, high):
+        return tf.random.stateless_uniform((n, 1, 1), seeds[i], low, high)
+
+    down, right = ((tf.range(side, dtype=tf.float32) + 0.5) / side for side in (height, width))
+    down, right = down[None, :, None] - uniform(1, 0.54, 0.58), right[None, None] - 0.5
+    wide, high = (radius * uniform(2, 0.9, 1.1) for radius in FACE_OVAL)
+    away = tf.sqrt((right / wide) ** 2 + (down / high) ** 2)  # 1 on the oval
+    outside = tf.clip_by_value((away - 1) / uniform(3, 0.1, 0.35) + 0.5, 0.0, 1.0)
+    outside *= tf.cast(uniform(0, 0.0, 1.0) < share, tf.float32)
+    others = tf.roll(pictures, 1, axis=0) if others is None else others
+    return pictures + outside[..., None] * (others - pictures)
 
 
 def targets_of(table, every_age=False):

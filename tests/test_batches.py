@@ -185,3 +185,29 @@ def test_a_blend_is_the_same_at_every_size_and_has_no_label():
         mean = seen[size].mean((1, 2, 3))
         assert ((low - 1e-3 <= mean) & (mean <= high + 1e-3)).all()
     np.testing.assert_allclose(seen[16].mean((1, 2, 3)), seen[24].mean((1, 2, 3)), atol=1e-3)
+
+
+@given(st.integers(0, 2**31 - 1), st.floats(0, 1), st.sampled_from([32, 62, 112]))
+@settings(max_examples=15, deadline=None)
+def test_a_face_stays_and_what_is_around_it_is_another_persons(seed, share, size):
+    value = np.random.default_rng(seed).integers(0, 256, 40)
+    pictures = np.broadcast_to(value[:, None, None, None], (40, size, size, 3)).astype("float32")
+    seen = batches.other_hair(pictures, share, [seed, 1]).numpy()
+    down, across = slice(round(0.35 * size), round(0.7 * size)), slice(round(0.4 * size), round(0.6 * size))
+    np.testing.assert_allclose(seen[:, down, across], pictures[:, down, across], atol=1e-3)
+    before = np.roll(pictures, 1, axis=0)
+    theirs = np.isclose(seen[:, :2, [0, -1]], before[:, :2, [0, -1]], atol=1e-3).all((1, 2, 3))
+    own = np.isclose(seen, pictures, atol=1e-3).all((1, 2, 3))
+    assert (theirs | own).all()
+    assert abs((theirs & ~own).mean() - share * (before != pictures).any((1, 2, 3)).mean()) < 0.35
+    np.testing.assert_array_equal(seen, batches.other_hair(pictures, share, [seed, 1], before))
+
+
+def test_other_hair_changes_nothing_else(stored):
+    crops = batches.load_crops(stored[0], 62)
+    usual = batches.Augmentation(erase=0, brightness=0, contrast=0, saturation=0, grey=0, blur=0)
+    own, other = (batches.see(crops, 62, usual._replace(hair=hair), [3, 4]).numpy() for hair in (0, 1))
+    np.testing.assert_allclose(own[:, 20:50, 20:42], other[:, 20:50, 20:42], atol=1e-3)
+    np.testing.assert_allclose(np.roll(own, 1, axis=0)[:, 0, 0], other[:, 0, 0], atol=1e-3)
+    with pytest.raises(ValueError, match="eyes"):
+        batches.see(crops, 62, usual._replace(hair=0.5), [3, 4], eyes="both")

@@ -360,18 +360,19 @@ def test_the_teacher_of_a_covered_face_sees_it_bare(tmp_path):
     ((_, (answer,)),) = teacher.networks
     teacher.networks = [(32, [lambda pictures: seen.append(np.array(pictures)) or answer(pictures)])]
     rows = np.arange(6)[None]
-    for recipe in (training.COVERED, training.OCULAR):
+    other_hair = training.PLAIN._replace(augmentation=training.NEARLY_PLAIN._replace(hair=1.0))
+    for recipe in (training.COVERED, training.OCULAR, other_hair):
         see = {"augmentation": recipe.augmentation, "seed": 7, "ahead": 2, "blended": 0.0}
         data = batches.dataset(drawn, table, rows, 32, **see, eyes=recipe.eyes)
         ((pictures, targets, _),) = teacher.taught(data, table, rows, see, recipe)
-        bare = see | {"augmentation": recipe.augmentation._replace(mask=0.0)}
+        bare = see | {"augmentation": recipe.augmentation._replace(mask=0.0, hair=0.0)}
         ((wanted, *_),) = batches.dataset(drawn, table, rows, 32, **bare)
         np.testing.assert_allclose(seen.pop(), wanted, atol=1e-3)
         assert targets["age"].shape == (6, 48)
         if recipe.eyes:
             assert pictures.shape[1:3] == faces.eye_shape("both", 32)
         else:
-            assert np.abs(pictures - wanted).max() > 50, "the pupil sees masks"
+            assert np.abs(pictures - wanted).max() > 50, "the pupil sees masks, or other hair"
 
 
 def drawn_faces(folder):
