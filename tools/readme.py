@@ -55,7 +55,7 @@ def section():
     folds = (f"The folds hold people aged 18 to 65: {others['pictures']:,} (test) and "
              f"{results('09_utkface_validation')['pictures']:,} (validation). Every public model got the crop that "
              "suits it best. face-api and the reference model learned from UTKFace, too, perhaps from these "
-             f"pictures. `{NETWORK}` imitated, among others, what human faceres-deep finds in a face."
+             "pictures. Both of ours imitated, among others, what human faceres-deep finds in a face."
              f" {passes_in_words(with_one=not test)}")
     parts = [table, folds if test else f"{folds_in_words(peers)} {folds}", ours_in_words(report)]
     if lfw:
