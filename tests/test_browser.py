@@ -97,15 +97,21 @@ def page(request, browser, tmp_path_factory):
 
 
 def run_all(page):
-    """"Run all cells" in JupyterLab, again until something runs: before the kernel is there, nothing would."""
+    """"Run all cells" in JupyterLab, again until the demo is there: what a starting kernel is asked can be lost."""
     page.locator(".jp-Notebook .jp-Cell").first.wait_for()
+    running, demo_there = page.locator(".jp-InputPrompt", has_text="[*]"), page.locator(".fag-drop")
+    dialog = page.locator(".jp-Dialog .jp-mod-accept")  # on a busy machine one may ask which kernel to use
     for _ in range(20):
+        if dialog.count():
+            dialog.first.click()
         page.locator(".lm-MenuBar-item", has_text="Run").first.click()
         page.locator(".lm-Menu-item[data-command='runmenu:run-all']").click()
-        for _ in range(10):
-            if page.locator(".jp-InputPrompt", has_text="[*]").count() or page.locator(".fag-drop").count():
-                return
+        for step in range(200):  # a minute at most, a few seconds if nothing runs
             page.wait_for_timeout(300)
+            if demo_there.count():
+                return
+            if step > 10 and not running.count():
+                break
     raise AssertionError("JupyterLab does not run the notebook")
 
 
