@@ -825,14 +825,15 @@ def _write_cache(table, cache):
 
 
 def fingerprint(predictor):
-    """Eight characters that change when the network does, or those that it has for faces in masks: what a cache of
-    its predictions is named after."""
-    from .faces import crop_framed
+    """Eight characters that change when the network does, or those that it has for faces in masks, or how a face that
+    was found is cut: what a cache of its predictions is named after."""
+    from .faces import FOUND, crop_framed
 
     noise = np.random.default_rng(0).integers(0, 256, size=(4, 64, 64, 3), dtype="uint8")
     masks = getattr(predictor, "masks", None)
     networks = [predictor, *([masks.covered] if masks and masks.covered else [])]
-    told = [one.predict_crops(list(noise))[["age", "male_probability"]].to_numpy("float64") for one in networks]
+    told = [FOUND]
+    told += [one.predict_crops(list(noise))[["age", "male_probability"]].to_numpy("float64") for one in networks]
     if masks:
         framed = np.stack([crop_framed(picture, size=masks.detector.size) for picture in noise])
         told.append(np.asarray(masks.detector(framed)["masked"], "float64"))
@@ -976,6 +977,11 @@ def scene(picture, seed=0, width=640, height=480):
     Its size, from a fifth to half of the scene's height, its place and its turn, up to 20 degrees either way, follow
     from `seed`; its border fades into a background of its own mean colour with some noise.
     """
+    return _scene(picture, seed, width, height)[0]
+
+
+def _scene(picture, seed, width=640, height=480):
+    """`scene`, and where the picture lies in it: (a, b) of z -> a z + b, from its own square, 0..1, to pixels."""
     from PIL import Image
 
     random = np.random.default_rng(seed)
@@ -991,7 +997,9 @@ def scene(picture, seed=0, width=640, height=480):
     photo = Image.fromarray(np.clip(shade + noise, 0, 255).astype("uint8"))
     place = (int(random.integers(0, width - face.width + 1)), int(random.integers(0, height - face.height + 1)))
     photo.paste(face, place, mask)
-    return np.asarray(photo)
+    a = side * np.exp(-1j * np.deg2rad(turn))
+    middle = place[0] + face.width / 2 + 1j * (place[1] + face.height / 2)
+    return np.asarray(photo), (a, middle - a * (0.5 + 0.5j))
 
 
 def in_scenes(table, predictor, seed=0):
@@ -1009,6 +1017,31 @@ def in_scenes(table, predictor, seed=0):
         found.append(main_person(people, photo.shape)[PREDICTED].to_dict() if len(people) else {})
     answers = pd.DataFrame(found, columns=PREDICTED, index=table.index)
     return join(table, predictor.predict_crops(pictures).set_index(table.index)), join(table, answers)
+
+
+def framing(table, targets, seed=0):
+    """How the crops of faces found in scenes lie to the frame, which is known there: DataFrame, a row a crop.
+
+    table : as for `robustness`
+    targets : dict of places to bring the landmarks to, (5, 2) (see `faces.similarity`); each makes a crop of its own
+    Columns: target; scale, of the crop's side to the frame's; turn in degrees; right and down, of its middle, as
+    shares of the frame's side. A face that isn't found has no row.
+    """
+    from . import faces
+
+    rows = []
+    for number, path in enumerate(table["path"]):
+        photo, (a, b) = _scene(faces.read_picture(path), [seed, number])
+        found = faces.detect(photo)
+        if not len(found):
+            continue
+        points = faces.points_of(main_person(found, photo.shape))
+        for name, target in targets.items():
+            c, d = faces.similarity(points, target=np.asarray(target))
+            lie = 1 / (a * c)
+            shift = ((0.5 + 0.5j - d) / c - b) / a - (0.5 + 0.5j)
+            rows.append((name, abs(lie), np.rad2deg(np.angle(lie)), shift.real, shift.imag))
+    return pd.DataFrame(rows, columns=["target", "scale", "turn", "right", "down"])
 
 
 # A user's own pictures ---------------------------------------------------------------------------------

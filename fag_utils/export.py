@@ -157,7 +157,8 @@ def web_page(folder, name="mobilefacenet_075_62", runtime=None):
     temperatures = {f"{head}_temperature": 1.0 for head in ("age", "decoding", "gender")}
     (folder / "settings.json").write_text(json.dumps({
         "size": runtimes.load(folder / "network.onnx").size, "min_age": labels.MIN_AGE, "frame": faces.FRAME.tolist(),
-        "smallest_face": faces.SMALLEST, "calibration": temperatures | card.get("calibration", {}),
+        "found": faces.FOUND.tolist(), "smallest_face": faces.SMALLEST,
+        "calibration": temperatures | card.get("calibration", {}),
     }, indent=1) + "\n", encoding="utf-8")
     if any(not (folder / "ort" / file).is_file() for file in WEB_RUNTIME):
         with tempfile.TemporaryDirectory() as scratch:

@@ -207,7 +207,7 @@ class Predictor:
         def cut(picture):
             if not self.eyes:
                 return faces.crop_framed(picture, "utkface", self.size)
-            return faces.crop_eyes(picture, faces.FRAME * picture.shape[1::-1], self.eyes, self.size)
+            return faces.crop_eyes(picture, faces.FOUND * picture.shape[1::-1], self.eyes, self.size)
 
         return np.array([cut(picture) for picture in pictures], "uint8").reshape(-1, *self.network.shape, 3)
 

@@ -363,7 +363,7 @@ class MaskDemo:
                 from fag_utils.datasets import classroom
 
                 picture = np.asarray(classroom.sample(1, seed=11, size=96)[0][0])
-                points = faces.FRAME * len(picture)
+                points = faces.FOUND * len(picture)
             else:
                 picture = faces.read_picture(SAMPLES[name]() if self._yours is None else self._yours)
                 found = faces.detect(picture)

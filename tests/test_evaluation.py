@@ -717,6 +717,44 @@ def test_a_scene_holds_the_face_and_is_the_same_again():
     assert all(len(people) >= 1 for people in found)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_crop_is_held_against_the_place_of_the_picture_in_the_scene(tmp_path, monkeypatch, seed):
+    """Landmarks that lie just where they are expected give the picture back, and a crop without any error."""
+    from fag_utils import faces
+
+    picture = astronaut_face()
+    Image.fromarray(picture).save(tmp_path / "face.png")
+    photo, (a, b) = evaluation._scene(picture, [seed, 0])
+    z = a * (faces.FOUND @ [1, 1j]) + b
+    points = np.stack([z.real, z.imag], axis=1)
+    again = faces.crop_points(photo, points, 62)[8:-8, 8:-8].astype(float)  # its border fades
+    assert np.abs(again - faces.crop_framed(picture, size=62)[8:-8, 8:-8]).mean() < 8
+
+    def found(picture):
+        box = dict.fromkeys(faces.BOX_COLUMNS, 100.0)
+        return pd.DataFrame([box | dict(zip(faces.LANDMARK_COLUMNS, points.ravel(), strict=True))])
+
+    monkeypatch.setattr(faces, "detect", found)
+    table = pd.DataFrame({"path": [tmp_path / "face.png"]})
+    targets = {"right": faces.FOUND, "too small": (faces.FOUND - 0.5) / 1.1 + 0.5, "askew": faces.FOUND + [0.03, 0]}
+    lie = evaluation.framing(table, targets, seed).set_index("target")
+    np.testing.assert_allclose(lie.loc["right"], [1, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(lie.loc["too small"], [1.1, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(lie.loc["askew"], [1, 0, -0.03, 0], atol=1e-6)
+
+
+def test_real_faces_that_are_found_are_cut_as_the_set_has_cut_them(fag_data):
+    """Neither too wide nor beside: what the landmarks are brought to was measured on faces that were found."""
+    from fag_utils import datasets, faces
+
+    people = datasets.read("utkface", fag_data / "utkface")
+    people = people[(people["fold"] == "train") & people["reason"].isna() & people["age"].between(18, 65)]
+    lie = evaluation.framing(people.sample(80, random_state=0), {"found": faces.FOUND, "in crops": faces.FRAME})
+    found, in_crops = (lie[lie["target"] == name].median(numeric_only=True) for name in ("found", "in crops"))
+    assert abs(found["scale"] - 1) < 0.02 < in_crops["scale"] - 1
+    assert abs(found["turn"]) < 1.5 and np.abs(found[["right", "down"]]).max() < 0.008
+
+
 def test_in_scenes_keeps_the_rows_of_faces_it_does_not_find(tmp_path):
     Image.fromarray(np.full((64, 64, 3), 90, "uint8")).save(tmp_path / "grey.png")
     Image.fromarray(astronaut_face()).save(tmp_path / "face.png")

@@ -155,7 +155,7 @@ def test_an_ocular_network_sees_the_region_of_the_eyes_in_training(crops, eyes):
         wanted = occlusion.ocular(stored, eyes, 40, CROP_MARGIN).numpy()
         assert plain.shape == wanted.shape
         assert np.abs(plain - wanted).mean() < 2
-        photo = np.stack([faces.crop_eyes(face, faces.FRAME * 62, eyes, 40) for face in crops])
+        photo = np.stack([faces.crop_eyes(face, faces.FOUND * 62, eyes, 40) for face in crops])
         bare = batches.see(tf.image.resize(crops, (62, 62)), 62, batches.NO_AUGMENTATION, [0, 0])
         assert photo.shape == wanted.shape and photo.dtype == np.uint8 and bare.shape[1] == 62
     moved = batches.NO_AUGMENTATION._replace(flip=True, turn=20.0, shift=0.05, scale=0.1)

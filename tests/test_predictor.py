@@ -259,7 +259,8 @@ def test_a_masked_face_is_told_and_answered_for_by_the_network_for_it(network):
             people.append(network.predict_photo(occlusion.wear_photo(photo, face, masks)))
         people = pd.concat(people)
         assert len(people) == 4 and (people["masked_probability"] > 0.8).all(), kind
-        assert people["male_probability"].mean() < 0.5, kind  # of one face with short hair: more of people below
+        # one face with short hair: more people are below
+        assert people["male_probability"].mean() < 0.35 and people["male_probability"].max() < 0.6, kind
         assert abs(people["age"].mean() - 38) < 12, kind
     (bare,) = network.predict_photo(photo).to_dict("records")
     assert bare["masked_probability"] < 0.2

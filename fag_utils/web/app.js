@@ -146,13 +146,13 @@ function similarity(points, target) {
 }
 
 async function crop(tools, picture, box) {
-  const { size, frame } = tools.settings;
+  const { size, frame, found } = tools.settings;
   let points = await landmarks(tools, picture, box);
   const [a] = similarity(points, frame); // a second look, where the first one put the face
   const half = 0.55 / Math.hypot(...a);
   const [x, y] = [0, 1].map((k) => points.reduce((sum, point) => sum + point[k], 0) / 5);
   points = await landmarks(tools, picture, [x - half, y - half, x + half, y + half]);
-  const target = frame.map(([u, v]) => [u * size, v * size]);
+  const target = found.map(([u, v]) => [u * size, v * size]);
   return warp(picture, ...similarity(points, target), size).map(Math.round);
 }
 
