@@ -977,11 +977,14 @@ def scene(picture, seed=0, width=640, height=480):
     Its size, from a fifth to half of the scene's height, its place and its turn, up to 20 degrees either way, follow
     from `seed`; its border fades into a background of its own mean colour with some noise.
     """
-    return _scene(picture, seed, width, height)[0]
+    return scene_and_place(picture, seed, width, height)[0]
 
 
-def _scene(picture, seed, width=640, height=480):
-    """`scene`, and where the picture lies in it: (a, b) of z -> a z + b, from its own square, 0..1, to pixels."""
+def scene_and_place(picture, seed, width=640, height=480):
+    """`scene`, and where the picture lies in it: (photo, (a, b)).
+
+    With points as complex numbers z -> a z + b leads from the picture's own square, 0..1, to the scene's pixels.
+    """
     from PIL import Image
 
     random = np.random.default_rng(seed)
@@ -1031,7 +1034,7 @@ def framing(table, targets, seed=0):
 
     rows = []
     for number, path in enumerate(table["path"]):
-        photo, (a, b) = _scene(faces.read_picture(path), [seed, number])
+        photo, (a, b) = scene_and_place(faces.read_picture(path), [seed, number])
         found = faces.detect(photo)
         if not len(found):
             continue

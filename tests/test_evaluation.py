@@ -724,7 +724,7 @@ def test_a_crop_is_held_against_the_place_of_the_picture_in_the_scene(tmp_path, 
 
     picture = astronaut_face()
     Image.fromarray(picture).save(tmp_path / "face.png")
-    photo, (a, b) = evaluation._scene(picture, [seed, 0])
+    photo, (a, b) = evaluation.scene_and_place(picture, [seed, 0])
     z = a * (faces.FOUND @ [1, 1j]) + b
     points = np.stack([z.real, z.imag], axis=1)
     again = faces.crop_points(photo, points, 62)[8:-8, 8:-8].astype(float)  # its border fades
