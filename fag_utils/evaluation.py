@@ -1022,6 +1022,23 @@ def in_scenes(table, predictor, seed=0):
     return join(table, predictor.predict_crops(pictures).set_index(table.index)), join(table, answers)
 
 
+def found_landmarks(table, seed=0):
+    """Landmarks of the faces that are found in scenes, in the frame, whose place is known there: (n, 5, 2), 0..1.
+
+    table : as for `robustness`; a face that isn't found is left out
+    """
+    from . import faces
+
+    places = []
+    for number, path in enumerate(table["path"]):
+        photo, (a, b) = scene_and_place(faces.read_picture(path), [seed, number])
+        found = faces.detect(photo)
+        if len(found):
+            z = (faces.points_of(main_person(found, photo.shape)) @ [1, 1j] - b) / a
+            places.append(np.stack([z.real, z.imag], axis=1))
+    return np.array(places).reshape(-1, 5, 2)
+
+
 def framing(table, targets, seed=0):
     """How the crops of faces found in scenes lie to the frame, which is known there: DataFrame, a row a crop.
 
@@ -1030,20 +1047,14 @@ def framing(table, targets, seed=0):
     Columns: target; scale, of the crop's side to the frame's; turn in degrees; right and down, of its middle, as
     shares of the frame's side. A face that isn't found has no row.
     """
-    from . import faces
+    from .faces import similarity
 
-    rows = []
-    for number, path in enumerate(table["path"]):
-        photo, (a, b) = scene_and_place(faces.read_picture(path), [seed, number])
-        found = faces.detect(photo)
-        if not len(found):
-            continue
-        points = faces.points_of(main_person(found, photo.shape))
+    rows, middle = [], 0.5 + 0.5j
+    for points in found_landmarks(table, seed):
         for name, target in targets.items():
-            c, d = faces.similarity(points, target=np.asarray(target))
-            lie = 1 / (a * c)
-            shift = ((0.5 + 0.5j - d) / c - b) / a - (0.5 + 0.5j)
-            rows.append((name, abs(lie), np.rad2deg(np.angle(lie)), shift.real, shift.imag))
+            a, b = similarity(points, target=np.asarray(target))  # from the frame to the crop
+            shift = (middle - b) / a - middle
+            rows.append((name, 1 / abs(a), -np.rad2deg(np.angle(a)), shift.real, shift.imag))
     return pd.DataFrame(rows, columns=["target", "scale", "turn", "right", "down"])
 
 

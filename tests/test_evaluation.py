@@ -748,7 +748,7 @@ def test_real_faces_that_are_found_are_cut_as_the_set_has_cut_them(fag_data):
     from fag_utils import datasets, faces
 
     people = datasets.read("utkface", fag_data / "utkface")
-    people = people[(people["fold"] == "train") & people["reason"].isna() & people["age"].between(18, 65)]
+    people = evaluation.adults(people[people["fold"] == "train"])
     lie = evaluation.framing(people.sample(80, random_state=0), {"found": faces.FOUND, "in crops": faces.FRAME})
     found, in_crops = (lie[lie["target"] == name].median(numeric_only=True) for name in ("found", "in crops"))
     assert abs(found["scale"] - 1) < 0.02 < in_crops["scale"] - 1

@@ -12,19 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fag_utils import datasets, evaluation, faces, labels
-
-
-def landmarks(table, seed=0):
-    """Landmarks of the faces that are found, in the frame, 0..1: (n, 5, 2)."""
-    places = []
-    for number, path in enumerate(table["path"]):
-        photo, (a, b) = evaluation.scene_and_place(faces.read_picture(path), [seed, number])
-        found = faces.detect(photo)
-        if len(found):
-            z = (faces.points_of(evaluation.main_person(found, photo.shape)) @ [1, 1j] - b) / a
-            places.append(np.stack([z.real, z.imag], axis=1))
-    return np.array(places)
+from fag_utils import datasets, evaluation, faces
 
 
 def spread(places):
@@ -39,9 +27,8 @@ if __name__ == "__main__":
     if len(sys.argv) not in (2, 3):
         sys.exit(__doc__)
     people = datasets.read("utkface", Path(sys.argv[1]) / "utkface")
-    people = people[(people["fold"] == "train") & people["reason"].isna()
-                    & people["age"].between(labels.MIN_AGE, labels.MAX_AGE)]
+    people = evaluation.adults(people[people["fold"] == "train"])
     people = people.sample(int(sys.argv[2]) if len(sys.argv) > 2 else 1200, random_state=0)
-    found = landmarks(people)
+    found = evaluation.found_landmarks(people)
     for name, points in zip(("medians", "drawn apart"), spread(found), strict=True):
         print(f"{name}, of {len(found)} faces:", points.round(3).tolist())
