@@ -171,6 +171,7 @@ class FastModel:
         self.decayed = [self.values[v.path] for v in model.trainable_weights
                         if not any(word in v.path for word in ("bias", "gamma", "beta", "alpha"))]
         self.program = list(self._read())
+        self.unread = self._unread()
         self.momentum = None  # of the running statistics; None: each layer's own
 
     # --- weights ---
@@ -233,6 +234,14 @@ class FastModel:
             known.add(id(output))
             yield step, together, inputs, id(output)
 
+    def _unread(self):
+        """For each step, the tensors that no later one reads: all layers together fill many times the memory."""
+        read, unread = {id(output) for output in self.outputs.values()}, []
+        for *_, inputs, _ in reversed(self.program):
+            unread.append(set(inputs) - read)
+            read.update(inputs)
+        return unread[::-1]
+
     @staticmethod
     def _joins(layer):
         kind = type(layer).__name__
@@ -251,8 +260,10 @@ class FastModel:
         x = torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2)
         # Not the model's own `input`: where a model was made around another one, it is a second name for the same.
         tensors = {id(layer.output): x for layer in self.model.layers if type(layer).__name__ == "InputLayer"}
-        for step, layers, inputs, output in self.program:
+        for (step, layers, inputs, output), unread in zip(self.program, self.unread, strict=True):
             tensors[output] = step(layers, *(tensors[i] for i in inputs))
+            for i in unread:
+                del tensors[i]
         return {name: tensors[id(output)] for name, output in self.outputs.items()}
 
     def probabilities(self, pictures):

@@ -77,6 +77,24 @@ def test_answers_and_gradients_are_those_of_keras(build, off):
 
 
 @needs_torch
+def test_an_answer_takes_the_memory_of_a_few_layers():
+    import weakref
+
+    net = fast.FastModel(models.gender_classifier(models.mobilenet_v2(62), dropout=0.0), mixed=False)
+    compute, made, held = net._batchnormalization, [], []
+
+    def watched(*inputs):
+        output = compute(*inputs)
+        made.append((output.nbytes, weakref.ref(output)))
+        held.append(sum(size for size, tensor in made if tensor() is not None))
+        return output
+
+    net.program = [(watched if step == compute else step, *rest) for step, *rest in net.program]
+    net.probabilities(np.zeros((8, 62, 62, 3), "float32"))
+    assert len(made) == 52 and max(held) < 0.4 * sum(size for size, _ in made)
+
+
+@needs_torch
 def test_bfloat16_is_near():
     model = models.age_gender(models.mobilefacenet(62, 0.25))
     pictures = np.random.default_rng(0).uniform(0, 255, (8, 62, 62, 3)).astype("float32")
