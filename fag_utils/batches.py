@@ -191,6 +191,11 @@ class Augmentation(NamedTuple):
     mask: float = 0.0  # probability of a drawn face mask
     hair: float = 0.0  # probability of another person's hair around the face
 
+    @property
+    def uncovered(self):
+        """The same of the face itself, with no mask and no hair laid over it."""
+        return self._replace(mask=0.0, hair=0.0)
+
 
 NO_AUGMENTATION = Augmentation(False, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 # As in the reference recipe's training script, whose pictures turn up to 45 degrees.
@@ -250,7 +255,7 @@ def see(crops, size, augmentation, seed, points=None, eyes=None):
         x = occlusion.wear(x, _mask_seed(seed), a.mask, tf.reshape(to_frame, (-1, 2, 3)), points)
     if a.hair:
         x = other_hair(x, a.hair, seed)
-    if augmentation._replace(mask=0.0, hair=0.0) == NO_AUGMENTATION:
+    if augmentation.uncovered == NO_AUGMENTATION:
         return x
 
     def each(value):

@@ -595,7 +595,7 @@ class Teacher:
     def answers(self, table, rows, see):
         """The mean of the teachers' answers, batch by batch: dicts of probabilities, (batch, ages) and (batch, 2)."""
         sizes = sorted({size for size, _ in self.networks})
-        see = see | {"augmentation": see["augmentation"]._replace(mask=0.0, hair=0.0)}  # all else is alike
+        see = see | {"augmentation": see["augmentation"].uncovered}  # all else is alike
         data = (batches.dataset(self.crops[size], table, rows, size, **see) for size in sizes)
         unseen = 1 - half(table) if self.pairs else np.zeros(len(table), int)  # number of the network that may answer
         for index, *seen in zip(rows, *data, strict=True):
