@@ -1,6 +1,7 @@
 """Shared fixtures. Real data is used where FAG_DATA points to it, else those tests are skipped."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,13 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("PYTHONHASHSEED", "0")
 
 NO_DATA = "FAG_DATA does not name a folder with the real data sets"
+
+
+def pytest_collection_finish(session):
+    """As in class (see `course.begin`): a test's few steps never earn back what improving a graph takes."""
+    tf = sys.modules.get("tensorflow")
+    if tf:
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Training on several devices is the training of one: the same losses, also when a worker is killed."""
 
+import inspect
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from test_training import FIGURES, SMALL, drawn_faces, train
+from test_training import FIGURES, SMALL, backbone, drawn_faces, train
 
 import fag_utils
 from fag_utils import batches, course, devices
@@ -66,14 +67,13 @@ def test_three_devices_of_a_machine_have_the_losses_of_one(one, tmp_path):
     same_curve(tmp_path, one)
 
 
-IMITATE = textwrap.dedent("""
-    import keras, pandas as pd
+IMITATE = "import keras\nimport numpy as np\n\n" + inspect.getsource(backbone) + textwrap.dedent("""
+    import pandas as pd
     from fag_utils import training
-    from fag_utils.models import mobilefacenet
 
     def imitate(folder, devices):
         keras.utils.set_random_seed(0)
-        pupil, other = mobilefacenet(32, 0.25), mobilefacenet(32, 0.5)
+        pupil, other = backbone(32), backbone(40)
         table = pd.read_pickle(f"{folder}/table.pkl")
         return training.imitate(
             table, f"{folder}/{devices}", pupil, [other], epochs=4, progress=False, devices=devices)[1]

@@ -508,10 +508,10 @@ def tiny(shape, ages=labels.N_EVERY_AGE):
 
 
 def backbone(size):
-    """Enough to see a mask: what is bright and dark in the lower half."""
-    picture = keras.Input((size, size, 3))
+    """Enough to see a mask: what is bright and dark in the lower half. size : of the picture, or (height, width)."""
+    picture = keras.Input((*np.broadcast_to(size, 2).tolist(), 3))
     x = keras.layers.Rescaling(1 / 128, offset=-1)(picture)
-    x = keras.layers.BatchNormalization()(keras.layers.Conv2D(12, 5, strides=2)(x))
+    x = keras.layers.BatchNormalization()(keras.layers.Conv2D(16, 5, strides=2)(x))
     x = keras.layers.MaxPooling2D(2)(keras.layers.ReLU()(x))
     return keras.Model(picture, keras.layers.Flatten()(x), name="backbone")
 
@@ -596,16 +596,16 @@ def test_a_backbone_learns_to_find_what_others_find(tmp_path, monkeypatch):
         os.remove(path)
     keras.utils.set_random_seed(0)
     networks = [squeezenet(40), age_gender(mobilefacenet(32, 0.5))]  # of the second what comes before its heads
-    recipe = training.IMITATION._replace(learning_rate=2e-2)
+    recipe = training.IMITATION._replace(learning_rate=3e-3)
 
     def learned(folder, **settings):
         keras.utils.set_random_seed(1)
-        backbone = mobilefacenet(32, 0.25)
-        model, history = training.imitate(table, tmp_path / folder, backbone, networks, epochs=5, recipe=recipe,
+        pupil = backbone(32)
+        model, history = training.imitate(table, tmp_path / folder, pupil, networks, epochs=10, recipe=recipe,
                                           progress=False, **settings)
-        return backbone, model, history
+        return pupil, model, history
 
-    backbone, model, history = learned("run")
+    pupil, model, history = learned("run")
     first, second = (network.output_shape[-1] for network in map(body, networks))
     assert first != second and model.output["features"].shape == (None, first + second)
     assert history["loss"].iloc[0] > 0.9 and history["loss"].iloc[-1] < 0.9 * history["loss"].iloc[0]
@@ -614,7 +614,7 @@ def test_a_backbone_learns_to_find_what_others_find(tmp_path, monkeypatch):
     np.testing.assert_allclose(wanted.mean(axis=0), 0, atol=1e-3)
     weights = [(wanted[:, :first] ** 2).sum(), (wanted[:, first:] ** 2).sum()]
     np.testing.assert_allclose(weights, wanted.size / 2, rtol=1e-3)  # alike, and variance 1
-    np.testing.assert_array_equal(backbone.get_weights()[0], model.get_weights()[0])
+    np.testing.assert_array_equal(pupil.get_weights()[0], model.get_weights()[0])
 
     def stop(history):
         if len(history) == 2:
@@ -635,7 +635,7 @@ def test_a_backbone_learns_to_find_what_others_find(tmp_path, monkeypatch):
         assert other["loss"].iloc[0] == pytest.approx(history["loss"].iloc[0], rel=0.05)
         assert other["loss"].iloc[-1] < 0.9 * other["loss"].iloc[0]
     monkeypatch.delattr(training, "embed")  # a finished training is loaded, and no network is asked again
-    for value, again in zip(backbone.get_weights(), learned("run")[0].get_weights(), strict=True):
+    for value, again in zip(pupil.get_weights(), learned("run")[0].get_weights(), strict=True):
         np.testing.assert_array_equal(value, again)
 
 
@@ -645,7 +645,7 @@ def test_who_imitates_may_see_less_than_those_who_are_imitated(tmp_path, monkeyp
     keras.utils.set_random_seed(0)
     network, seen, taught = squeezenet(40), {}, training.Features.taught
 
-    def imitate(name, backbone, recipe, mask=0.0):
+    def imitate(name, pupil, recipe, mask=0.0):
         def watched(self, *of_epoch):
             for pictures, targets, weights in taught(self, *of_epoch):
                 seen.setdefault(name, (np.asarray(pictures), targets["features"]))
@@ -653,14 +653,13 @@ def test_who_imitates_may_see_less_than_those_who_are_imitated(tmp_path, monkeyp
 
         monkeypatch.setattr(training.Features, "taught", watched)
         keras.utils.set_random_seed(1)
-        recipe = recipe._replace(augmentation=batches.NO_AUGMENTATION._replace(mask=mask), learning_rate=1e-2)
-        return training.imitate(table, tmp_path / name, backbone, [network], epochs=4, recipe=recipe, progress=False)
+        recipe = recipe._replace(augmentation=batches.NO_AUGMENTATION._replace(mask=mask), learning_rate=2e-3)
+        return training.imitate(table, tmp_path / name, pupil, [network], epochs=4, recipe=recipe, progress=False)
 
     shape = faces.eye_shape("both", 40)
-    for name, backbone, *recipe in (("bare", mobilefacenet(40, 0.25), training.COVERED),
-                                    ("masked", mobilefacenet(40, 0.25), training.COVERED, 1.0),
-                                    ("eyes", mobilefacenet(shape, 0.25), training.OCULAR)):
-        model, history = imitate(name, backbone, *recipe)
+    for name, size, *recipe in (("bare", 40, training.COVERED), ("masked", 40, training.COVERED, 1.0),
+                                ("eyes", shape, training.OCULAR)):
+        model, history = imitate(name, backbone(size), *recipe)
         assert history["loss"].iloc[-1] < history["loss"].iloc[0]
         assert seen[name][0].shape[1:] == model.input_shape[1:]
         np.testing.assert_array_equal(seen[name][1], seen["bare"][1])
